@@ -14,9 +14,8 @@ import pytest
 import soundfile
 
 from u2moe.benchmarks.bench import plan as suite
-from u2moe.benchmarks.bench.compare import compare_reports, read_report, time_ratio, values
+from u2moe.benchmarks.bench.compare import compare_reports, read_report, time_ratio, values, verdicts
 from u2moe.benchmarks.bench.costs import WORK, costs_picture, costs_table
-from u2moe.benchmarks.bench.gate import verdicts
 from u2moe.benchmarks.bench.plan import PLANS, Plan, name_bundles, run_suite
 from u2moe.benchmarks.bench.terminal import describe
 from u2moe.benchmarks.instruments import rates

@@ -1,9 +1,7 @@
 """How close is a bundle to the limit of the machine? Compares the time of each part with its bound.
 
-The module `operators` counts the products that onnxruntime runs. It also counts the bytes of weights, keys and values
-that these products read. Experts without tokens do not count. The bound of a part is the larger of two times: the time
-of its products at the machine's best rate, and the time to read these bytes once per product (see `rates`). The
-measured time of a part includes normalisation, activations and copies; the bound does not.
+docs/bench.md explains bounds. The measured time of a part includes normalisation, activations and copies; the bound
+does not.
 """
 
 import re
@@ -33,11 +31,10 @@ _PROFILES = 3  # Maximum number of profiled runs. A profile grows by one line pe
 def measure_bound(
     probes: Mapping[str, Probe], samples: Samples, mode: Mode, rates: Mapping[str, Any], *, repetitions: int = 5
 ) -> list[dict[str, Any]]:
-    """For one utterance, measure the time that each part of each bundle takes, and compute its lower bound.
+    """Measure the time of each part of each bundle for one utterance, and compute its lower bound.
 
-    `probes` are loaded bundles by name, which use the number of threads in `rates`, a result of `measure_rates`. They
-    take turns. `samples` are at the models' sample rate. Each entry of the result is for one bundle and has the keys of
-    `compare`.
+    `probes` are bundles by name, which take turns. They use the number of threads in `rates`, from `measure_rates`.
+    `samples` are at the models' sample rate. The result has an entry for each bundle, with the keys of `compare`.
     """
     runs = {name: utterance(probe, samples, mode) for name, probe in probes.items()}
 
@@ -113,9 +110,13 @@ def compare(
     least_s = sum(part["least_s"] for part in parts.values())
     whole = {"seconds": spread.data(), "least_s": least_s, "ratio": spread.median / least_s if least_s else None}
     spreads = {stage: Spread.of(seconds).data() for stage, seconds in stages.items()}
-    shares = {"operators": _shares(kernels, lambda item: item.op_type), "unknown": _shares(work, _unknown)}
+    shares = {"operators": _shares(kernels, [item.op_type for item in kernels])}
+    products = [item.part == "other" and item.multiply_adds > 0 for item in work]
+    scopes = [re.sub(r"\d+", "*", item.scope) if known else None for item, known in zip(work, products, strict=True)]
+    large = [item.parameter_bytes >= _LARGE and item.op_type not in _LOOKUPS | PRODUCTS for item in work]
+    others = [item.op_type if own or item.op_type in UNCOUNTED else None for item, own in zip(work, large, strict=True)]
     found = {"rates": dict(rates), "parts": parts, "stages": spreads, "whole": whole}
-    return {**found, **shares, "not_counted": _shares(work, _not_counted)}
+    return {**found, **shares, "unknown": _shares(work, scopes), "not_counted": _shares(work, others)}
 
 
 def without_profiler(kernels: Sequence[Kernel], measured: Sequence[float]) -> list[Kernel]:
@@ -145,20 +146,10 @@ def _part(kernels: Sequence[Kernel], work: Sequence[Kernel], rates: Mapping[str,
     }  # fmt: skip
 
 
-def _not_counted(kernel: Kernel) -> str | None:
-    is_large = kernel.parameter_bytes >= _LARGE and kernel.op_type not in _LOOKUPS | PRODUCTS
-    return kernel.op_type if is_large or kernel.op_type in UNCOUNTED else None
-
-
-def _unknown(kernel: Kernel) -> str | None:
-    """Return the scope of a product outside the known parts, with numbers replaced by *. None for other kernels."""
-    return re.sub(r"\d+", "*", kernel.scope) if kernel.part == "other" and kernel.multiply_adds else None
-
-
-def _shares(kernels: Sequence[Kernel], key: Callable[[Kernel], str | None]) -> dict[str, float]:
-    """Return each key's share of the total time, largest first. Kernels whose key is None count only in the total."""
+def _shares(kernels: Sequence[Kernel], names: Sequence[str | None]) -> dict[str, float]:
+    """Return each name's share of the total time, largest first. Kernels whose name is None count only in the total."""
     seconds, total = defaultdict[str, float](float), sum(kernel.seconds for kernel in kernels) or 1.0
-    for kernel in kernels:
-        if (name := key(kernel)) is not None:
+    for kernel, name in zip(kernels, names, strict=True):
+        if name is not None:
             seconds[name] += kernel.seconds
     return {name: seconds[name] / total for name in sorted(seconds, key=lambda name: -seconds[name])}

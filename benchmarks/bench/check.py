@@ -37,10 +37,8 @@ from u2moe.runtime.model.settings import DEFAULT_PROVIDER
 FORMAT, VERSION = "u2moe-check", 1
 CHUNKS = ((16, 4), (8, -1), (4, 0))  # pairs of chunk size and number of left chunks
 OFFSETS = (0, 1, 17, 250, 1023)  # numbers of frames by which a chunk is moved to a later position
-NUM_CHUNKS, NUM_WARM = 1000, 200
-"""The growth of memory is measured from chunk `NUM_WARM` to chunk `NUM_CHUNKS`; slow machines stop earlier."""
-MOST_GROWTH = 32 << 20
-"""Bytes by which memory may grow. Some growth is normal, because onnxruntime and the system enlarge their buffers."""
+NUM_CHUNKS, NUM_WARM = 1000, 200  # memory may grow from chunk `NUM_WARM` on; slow machines stop earlier
+MOST_GROWTH = 32 << 20  # bytes by which memory may grow; onnxruntime and the system enlarge their buffers
 BEAM_SIZE = 10
 EXACT = (0.0, "the same operations in the same order")
 FLOAT = (1e-3, "float32 sums may be computed in another order")
@@ -288,7 +286,6 @@ STEPS: dict[str, Callable[[Check], Iterator[Found]]] = {
     "graphs": Check.graphs, "offsets": Check.offsets, "batches": Check.batches, "threads and device memory": Check.same,
     "native kernels": Check.native, "nodes": Check.nodes, "speed": Check.speed, "memory": Check.memory,
 }  # fmt: skip
-"""The steps of the check by title, in order of execution."""
 
 
 def digest_of(path: Path, isa: str) -> str:

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from u2moe.benchmarks.bench.compare import compare_reports, read_report, time_ratio
+from u2moe.benchmarks.bench import compare
 from u2moe.benchmarks.bench.costs import costs_picture, costs_table
-from u2moe.benchmarks.bench.gate import LIMITS, add_limits, check_measurable, verdicts
 from u2moe.benchmarks.bench.plan import PLANS, name_bundles, run_suite
 from u2moe.benchmarks.bench.terminal import describe
 from u2moe.runtime import AudioError, Bundle, DecodingOptions, SessionSettings
@@ -37,7 +36,7 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     experts = parser.add_argument_group("for experts")
     about = "measure only how the second bundle's tokens differ from the first's"
     experts.add_argument("--divergence", action="store_true", help=about)
-    add_limits(parser, experts)
+    compare.add_limits(parser, experts)
     add_words(parser)
     add_declared(experts, DecodingOptions, options_of(DecodingOptions).keys() - {"chunk_size", "num_left_chunks"})
     experts.add_argument("--num-threads", metavar="N,N", help="numbers of threads (default: 1,2; with --quick: 1)")
@@ -55,21 +54,21 @@ def run_bench(args: argparse.Namespace) -> int:
     folders = [name for name in args.bundles if not name.endswith(".json")]
     if len(reports) > (1 if folders else 2):
         raise ValueError("compare at most two reports, or bundles with one report")
-    limits = {name: value for name in LIMITS if (value := getattr(args, f"most_{name}")) is not None}
+    limits = {name: value for name in compare.LIMITS if (value := getattr(args, f"most_{name}")) is not None}
     if args.divergence:
         if len(folders) != 2 or reports or limits:
             raise ValueError("--divergence needs two bundles and accepts no reports or limits")
         return _diverge(args, *map(Bundle.open, map(find_bundle, folders)))
-    read = [read_report(file) for file in reports]
+    read = [compare.read_report(file) for file in reports]
     if limits and len(folders) + len(reports) < 2:
-        raise ValueError(f"{LIMITS[next(iter(limits))].flag} needs two bundles or reports")
+        raise ValueError(f"{compare.LIMITS[next(iter(limits))].flag} needs two bundles or reports")
     if args.output:  # fail before the long measurement
         args.output.parent.mkdir(parents=True, exist_ok=True)
         try_to_write(args.output)
     report = _measure(args, folders, limits) if folders or not read else read.pop(0)
     earlier = read[0] if read else None
     if earlier is not None or len(report["bundles"]) > 1:
-        print(time_ratio(report, earlier)[0])
+        print(compare.time_ratio(report, earlier)[0])
     costs = costs_table(report) if "costs" in report else []  # reports of earlier versions have none
     print(*costs, "", describe(report), sep="\n", flush=True)
     if args.output:
@@ -77,8 +76,8 @@ def run_bench(args: argparse.Namespace) -> int:
         if costs and args.output.suffix == ".json":
             write_text(args.output.with_suffix(".svg"), costs_picture(report))
     if earlier is not None:
-        print(f"\nAgainst {reports[-1]}", *compare_reports(earlier, report), sep="\n")
-    found = list(verdicts(limits, report, earlier))
+        print(f"\nAgainst {reports[-1]}", *compare.compare_reports(earlier, report), sep="\n")
+    found = list(compare.verdicts(limits, report, earlier))
     failed = [text for holds, text in found if not holds]
     if found:
         print("\nlimits", *(text for _, text in found), sep="\n")
@@ -87,7 +86,6 @@ def run_bench(args: argparse.Namespace) -> int:
 
 
 def _diverge(args: argparse.Namespace, one: Bundle, two: Bundle) -> int:
-    """Print how much the results of two bundles differ on recordings."""
     from u2moe.quantize.changes import describe_changes, what_changes
     from u2moe.quantize.recordings import read_features
 
@@ -112,7 +110,7 @@ def _measure(args: argparse.Namespace, names: list[str], limits: Mapping[str, fl
     changes = {name: value for name, value in changes.items() if value is not None}
     plan = dataclasses.replace(PLANS["quick" if args.quick else "default"], **changes)
     recordings = read_recordings(args.list or find_bundle(None) / "clips" / "transcripts.txt")
-    check_measurable(limits, plan.repetitions, [recording.transcript for recording in recordings])
+    compare.check_measurable(limits, plan.repetitions, [recording.transcript for recording in recordings])
     bundles = {name: Bundle.open(path) for name, path in name_bundles(paths).items()}
     settings = SessionSettings(providers=providers_in(args))
     return run_suite(bundles, recordings, plan, settings=settings, options=options, hotwords=hotwords)

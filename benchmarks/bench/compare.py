@@ -1,23 +1,24 @@
-"""Compare two reports of `u2moe bench`: compute ratios, and mark differences that exceed the spread."""
+"""Compare two bundles or reports: ratios, differences that exceed the spread, and limits on costs."""
 
+import argparse
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from u2moe.benchmarks.bench.plan import FEWEST_ROUNDS, FORMAT, VERSION
 from u2moe.benchmarks.bench.terminal import MEMORY, STARTS, Report, count_threads, in_order, spread, table
-from u2moe.benchmarks.instruments.statistics import Spread, ratio_of_spreads, ratio_of_sums
+from u2moe.benchmarks.instruments.statistics import Spread, difference_of_rates, ratio_of_spreads, ratio_of_sums
+from u2moe.runtime.cli.options import Options
 
 Values = dict[tuple[str, ...], Mapping[str, float]]
 
 _MACHINE = ("processor", "usable_cores", "onnxruntime", "u2moe", "commit", "system", "python", "numpy")
-_SECTIONS = (
-    *("machine", "plan", "providers", "audio", "bundles", "kernels"),
-    *("speed", "latency", "footprint", "experts", "rates", "bound"),
-)
+_SECTIONS = ("machine", "plan", "providers", "audio", "bundles", "kernels", "speed", "latency", "footprint", "experts")
+_SECTIONS += ("rates", "bound")
 _FACTORS = ("real-time factor", "core-hours / hour", "word errors")  # measurements that have no unit
+_QUARTILES = ("median", "low", "high")
 _WITHIN, _UNKNOWN = "within the spread", "too few rounds"
 
 
@@ -37,10 +38,7 @@ def read_report(file: Path) -> dict[str, Any]:
 def time_ratio(report: Report, other: Report | None = None) -> tuple[str, Spread]:
     """Return the ratio of the times of two bundles (see `compared`): as text, and as a number with an interval.
 
-    The times are those with the fewest threads, in the first bundle's first mode that the second bundle also has. This
-    is usually full context. If the bundles have no mode in common, each bundle's first mode counts, and the text names
-    both modes. Within one report, the interval is a 95 % confidence interval. Otherwise, it comes from quartiles, and
-    does not account for changes of the machine between the reports.
+    docs/bench.md explains it. Without a common mode, each bundle's first mode counts, and the text names both modes.
     """
     ours, theirs = (
         [entry for entry in in_order(source) if entry["bundle"] == name] for source, name in compared(report, other)
@@ -59,10 +57,7 @@ def time_ratio(report: Report, other: Report | None = None) -> tuple[str, Spread
 
 
 def compared(report: Report, other: Report | None = None) -> list[tuple[Report, str]]:
-    """Return two bundles, each with its report: the first of `report`, and its second or the first of `other`.
-
-    Raise ValueError if `report` has only one bundle and `other` is None.
-    """
+    """Return the first bundle of `report`, and its second or the first of `other`, each with its report."""
     pair = [(report, 0), (report, 1) if other is None else (other, 0)]
     if any(place >= len(source["bundles"]) for source, place in pair):
         raise ValueError("a ratio needs two bundles, or a bundle and a report")
@@ -70,12 +65,9 @@ def compared(report: Report, other: Report | None = None) -> list[tuple[Report, 
 
 
 def compare_reports(before: Report, after: Report) -> Iterator[str]:
-    """Yield the conditions that differ, one per line, then a table of the measurements that both reports contain.
+    """Yield the conditions that differ, then a table of measurements in both reports, first those that differ.
 
-    The table begins with the measurements that differ. Its ratios are medians of `after` divided by those of `before`.
-    Two measurements differ if the ranges between their quartiles do not overlap. Even without a change, times
-    vary from run to run. With fewer than four rounds, quartiles are too uncertain for a comparison. Sizes and word
-    errors have no spread.
+    Two measurements differ if the ranges between their quartiles do not overlap. Sizes and word errors have no spread.
     """
     conditions = [(name, before["machine"].get(name), after["machine"].get(name)) for name in _MACHINE]
     conditions += [(name, before.get(name, {}), after.get(name, {})) for name in ("providers", "plan", "decoding")]
@@ -122,16 +114,108 @@ def values(report: Report) -> Values:
         if "chunk_latency_s" in entry:
             found["chunk, ms", *key] = entry["chunk_latency_s"]["rounds"]
         if "words" in entry:
-            found["word errors", *key] = _exact(entry["words"]["rate"])
+            found["word errors", *key] = dict.fromkeys(_QUARTILES, entry["words"]["rate"])
     for entry in report["bound"]:
         key = (entry["bundle"], entry["mode"], count_threads(entry["threads"]))
         found["graphs, ms", *key] = entry["whole"]["seconds"]
     for name, entry in report["footprint"].items():
         found |= {(f"{title}, ms", name): entry[key] for key, title in STARTS.items()}
         found |= {(f"{title}, MB", name): entry[key] for key, title in MEMORY.items() if key in entry}
-        found["on disk, MB", name] = _exact(entry["disk"]["files"])
+        found["on disk, MB", name] = dict.fromkeys(_QUARTILES, entry["disk"]["files"])
     return found
 
 
-def _exact(value: float) -> dict[str, float]:
-    return {"median": value, "low": value, "high": value}
+class Limit(NamedTuple):
+    """An option with a limit on one kind of cost: its flag, the unit of its value, and the end of its help text."""
+
+    flag: str
+    unit: str
+    about: str
+
+
+LIMITS = {
+    "time": Limit("--fail-above", "RATIO", "takes more than RATIO times as long as the second"),
+    "words": Limit("--fail-above-words", "POINTS", "has a word error rate more than POINTS percentage points higher"),
+    "size": Limit("--fail-above-size", "RATIO", "has more than RATIO times as many bytes as the second"),
+    "memory": Limit("--fail-above-memory", "RATIO", "needs more than RATIO times as much memory as the second"),
+}
+
+
+def add_limits(parser: Options, experts: Options) -> None:
+    """Add an option for each limit. Only the limit on time appears in the short help."""
+    for name, limit in LIMITS.items():
+        about = f"exit with status 1 if the first {limit.about}{'' if name == 'size' else ', beyond chance'}"
+        place = parser if name == "time" else experts
+        place.add_argument(limit.flag, dest=f"most_{name}", type=_number, metavar=limit.unit, help=about)
+
+
+def check_measurable(limits: Mapping[str, float], repetitions: int, transcripts: Sequence[str]) -> None:
+    """Raise ValueError if a limit needs more than `repetitions` rounds, or needs transcripts but there are none."""
+    if limits.keys() & {"time", "memory"} and repetitions < FEWEST_ROUNDS:
+        raise ValueError(f"repetitions must be at least {FEWEST_ROUNDS} for a time or memory limit, got {repetitions}")
+    if "words" in limits and not any(transcripts):
+        raise ValueError(f"{LIMITS['words'].flag} needs recordings with transcripts")
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of at least 0, got {text!r}")
+    return value
+
+
+def verdicts(limits: Mapping[str, float], report: Report, other: Report | None = None) -> Iterator[tuple[bool, str]]:
+    """Yield whether each limit passes (for words, in each mode), and a description. docs/bench.md explains limits.
+
+    Raise ValueError if one of the two reports (see `compared`) lacks data for a limit, or has too few rounds.
+    """
+    for name, most in limits.items():
+        least, scale, unit = (0.0, 100.0, " points") if name == "words" else (1.0, 1.0, "")
+        for what, found in _costs(name, report, other):
+            value, fails = found.median * scale, found.median * scale > most and found.low > least
+            kind = "quartiles" if name == "memory" or (name == "time" and other is not None) else "95 %"
+            interval = f" ({kind}: {found.low * scale:.3f} to {found.high * scale:.3f})" if found.count > 1 else ""
+            relation = "more than" if fails else "within" if value <= most else "not significantly more than"
+            yield not fails, f"{what}: {value:.3f}{unit}{interval}, {relation} {LIMITS[name].flag} {most:g}"
+
+
+def _costs(name: str, report: Report, other: Report | None) -> Iterator[tuple[str, Spread]]:
+    """Yield the name of a cost and the ratio of the bundles' costs or, for words, the difference in each mode."""
+    pair = compared(report, other)
+    if name == "words":
+        yield from _word_errors(report, pair)
+        return
+    footprints = [source["footprint"][bundle] for source, bundle in pair]
+    if name == "size":
+        one, two = (each["disk"]["files"] for each in footprints)
+        yield name, Spread(median=one / two, low=one / two, high=one / two, count=1)
+        return
+    for (source, bundle), footprint in zip(pair, footprints, strict=True):
+        if name == "memory" and "peak_bytes" not in footprint:
+            raise ValueError(f"{bundle}: memory is unknown on this system")
+        time = next(entry["real_time_factor"] for entry in source["speed"] if entry["bundle"] == bundle)
+        count = (time if name == "time" else footprint["peak_bytes"])["count"]
+        if count < FEWEST_ROUNDS:
+            raise ValueError(f"{bundle}: measured in {count} rounds; a limit needs at least {FEWEST_ROUNDS}")
+    memory = [each["peak_bytes"] for each in footprints] if name == "memory" else []
+    yield name, ratio_of_spreads(*memory) if memory else time_ratio(report, other)[1]
+
+
+def _word_errors(report: Report, pair: Sequence[tuple[Report, str]]) -> Iterator[tuple[str, Spread]]:
+    if report["audio"] != pair[1][0]["audio"]:
+        raise ValueError("word errors can only be compared on the same recordings")
+    modes = []
+    for source, name in pair:
+        wanted = name, source["speed"][0]["threads"]
+        entries = [entry for entry in source["speed"] if (entry["bundle"], entry["threads"]) == wanted]
+        modes.append({entry["mode"]: entry.get("words", {}) for entry in entries})
+    if not modes[0].keys() & modes[1].keys():
+        raise ValueError("word errors can only be compared in the same mode, but the bundles have no mode in common")
+    for mode in [mode for mode in modes[0] if mode in modes[1]]:
+        one, two = (each[mode] for each in modes)
+        if not {"errors", "lengths"} <= one.keys() & two.keys():
+            raise ValueError("a report has no word errors per recording: measure again with transcripts")
+        yield f"word errors, {mode}", difference_of_rates(one["errors"], two["errors"], one["lengths"])

@@ -16,32 +16,28 @@ from u2moe.quantize.picture import bar_picture
 from u2moe.runtime.model.features import fbank
 
 WORK = {"streaming": f"chunks of {CHUNK_SIZE}", "streaming-8": f"batch of {NUM_STREAMS}"}
-WORK |= {"full": "full context", "second-pass": "second pass"}
-"""Names in tables for the kinds of work of `workload.one_round`."""
+WORK |= {"full": "full context", "second-pass": "second pass"}  # titles of the work of `workload.one_round`
 
 
 def measure_costs(probes: Mapping[str, Probe], recordings: Sequence[Samples], repetitions: int) -> dict[str, Any]:
-    """Measure the speed of the encoder with the CTC head, and of the second pass. The bundles take turns.
+    """Measure encoder with CTC head, and second pass, without features and search. The bundles take turns.
 
-    Features and search are excluded. Return, by bundle, `work`, the real-time factor of each kind of work that the
-    bundle supports, and `parameters`, their `total` number and the number `active` for one token. The latter is None if
-    weights are packed, the shape is fixed or the extra [tools] is not installed.
+    Return, by bundle, `work`, the real-time factors of supported work, and `parameters` (None if weights are packed,
+    the shape is fixed or the extra [tools] is not installed): their `total` number and the number `active` for one
+    token.
     """
-    found: dict[str, Any] = {name: {"parameters": _parameters(probe), "work": {}} for name, probe in probes.items()}
+    found: dict[str, Any] = {name: {"parameters": None, "work": {}} for name in probes}
+    for name, probe in probes.items():
+        if find_spec("onnx_ir") is not None and probe.model.config.static is None:
+            from u2moe.quantize.inspection import count_parameters  # noqa: PLC0415 - needs the extra tools
+
+            found[name]["parameters"] = count_parameters(probe.bundle)
     for kind, title in WORK.items():
         able = {name: made for name, probe in probes.items() if (made := _round(probe, recordings, kind))}
         seconds = interleaved({name: timed(run) for name, (run, _) in able.items()}, repetitions, title=title)
         for name, own in seconds.items():
             found[name]["work"][kind] = Spread.of([value / able[name][1] for value in own]).data()
     return found
-
-
-def _parameters(probe: Probe) -> dict[str, int] | None:
-    if find_spec("onnx_ir") is None or probe.model.config.static is not None:
-        return None
-    from u2moe.quantize.inspection import count_parameters  # noqa: PLC0415 - needs the extra tools
-
-    return count_parameters(probe.bundle)
 
 
 def _round(probe: Probe, recordings: Sequence[Samples], kind: str) -> tuple[workload.Run, float] | None:

@@ -14,10 +14,7 @@ from u2moe.runtime.model.features import fbank
 
 
 def measure_experts(bundle: Bundle, recordings: Sequence[Samples], modes: Sequence[Mode]) -> dict[str, Any]:
-    """Return a `summary` of the experts that chunks of recordings use, by mode name; {} for a model without experts.
-
-    `recordings` are samples at the model's sample rate. With full context, a recording counts as one chunk.
-    """
+    """Return a `summary` by mode; {} without experts. With full context, each of `recordings` is one chunk."""
     inputs = ExpertInputs(bundle)
     if not inputs.layers:
         return {}
@@ -33,10 +30,7 @@ def measure_experts(bundle: Bundle, recordings: Sequence[Samples], modes: Sequen
 
 
 def summary(layers: Sequence[RoutedLayer], counts: npt.NDArray[np.int64]) -> dict[str, Any]:
-    """Return statistics of `counts` [chunks, layers, experts], the number of tokens that each expert gets.
-
-    docs/bench.md explains them. Each token makes `experts_per_token` choices. The load is a share of these choices.
-    """
+    """Summarise `counts` [chunks, layers, experts], the numbers of tokens that experts get; see docs/bench.md."""
     touched = counts > 0
     sizes = np.array([layer.expert_bytes for layer in layers])
     load = counts.sum(axis=0) / counts.sum(axis=(0, 2))[:, np.newaxis]

@@ -50,10 +50,7 @@ def measure_footprint(
 
 
 def report(import_s: float, path: str, audio: str, settings: str) -> None:
-    """Measure times and memory, and print them as JSON. Must run in a fresh process. docs/bench.md explains the values.
-
-    `import_s` is the time to import the runtime with onnxruntime and numpy, which the process has measured before.
-    """
+    """Measure times and memory in a fresh process, and print them as JSON. docs/bench.md explains the values."""
     from u2moe.runtime import DecodingOptions, Recognizer  # noqa: PLC0415 - its import was timed before
     from u2moe.runtime.audio.reading import read_audio  # noqa: PLC0415
 

@@ -1,9 +1,6 @@
 """How long does a user of a live source wait for chunks, the first partial result, words and the final result?
 
-Each wait has two parts. The algorithmic part is the audio that must arrive first: the rest of the chunk, the look-ahead
-of convolutions, and the audio buffers. A faster machine does not shorten it. The compute part lasts from the arrival of
-that audio to the result. It includes queueing behind earlier chunks. Start and end times of words come from the final
-result.
+docs/bench.md explains the algorithmic and the compute part of each wait. Word times come from the final result.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,10 +17,7 @@ Wait = tuple[float, float]  # seconds of the algorithmic part and of the compute
 
 
 def measure_latency(probes: Mapping[str, Probe], recordings: Sequence[Samples], mode: Mode) -> list[dict[str, Any]]:
-    """Recognise recordings in real time with each bundle in turn. Return one entry per bundle; see `summary`.
-
-    `endpoint_silence_s` is the silence after speech that ends an utterance, in seconds; None without rule 2.
-    """
+    """Recognise recordings in real time with each bundle in turn. Return one entry per bundle; see `summary`."""
     observed: dict[str, list[Observation]] = {name: [] for name in probes}
     # Warm up with the first recording at full speed.
     for probe in probes.values():
@@ -42,12 +36,7 @@ def measure_latency(probes: Mapping[str, Probe], recordings: Sequence[Samples], 
 
 
 def summary(observed: Sequence[Observation], vocabulary: Vocabulary, chunk_s: float) -> dict[str, Any]:
-    """Return latencies over all observed utterances. docs/bench.md explains them.
-
-    The waits are given as percentiles of their "algorithmic" part, their "compute" part and the "total". Without
-    speech, they are missing. `revised` is the number of committed words that the second pass changed, divided by the
-    number of final words.
-    """
+    """Return latencies over all observed utterances; docs/bench.md explains them. Without speech, waits are missing."""
     result: dict[str, Any] = {}
     if chunks := [event.compute_s for item in observed for event in item.events]:
         result |= {"chunk_latency_s": latencies([chunks], chunk_s), "chunk_budget_s": chunk_s}

@@ -31,8 +31,7 @@ from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 
 FORMAT, VERSION = "u2moe-bench", 1
 FEWEST_ROUNDS = 4  # Minimum number of rounds. With fewer, quartiles mean little.
-_ROUTED_S = 30.0
-"""Maximum seconds of each recording for the expert statistics. With full context, memory grows quadratically."""
+_ROUTED_S = 30.0  # seconds of a recording for expert statistics; memory grows quadratically with full context
 _PROCESSES = 5  # maximum number of fresh processes per bundle
 _PROFILED_S = 10.0  # seconds after which the longest recording is cut for profiling
 _FIXED = (
@@ -95,17 +94,9 @@ def run_suite(
 ) -> dict[str, Any]:
     """Measure everything. The bundles take turns. docs/bench.md explains the report.
 
-    Args:
-        bundles: bundles by their names in the report.
-        recordings: recordings to recognise. Word errors are counted only for recordings with a transcript.
-        plan: the extent of the measurements.
-        settings: session settings; the plan sets the number of threads. Bounds are measured only on the CPU.
-        options: decoding options. Each mode sets the context; see `Probe`.
-        hotwords: phrases to prefer. None: use the hotwords of each bundle.
-
-    Raises:
-        ValueError: the bundles have different sample rates.
-        AudioError: a recording cannot be read, or is too short for a model.
+    Word errors are counted for `recordings` with a transcript. The plan sets the number of threads of `settings`, and
+    each mode the context in `options` (see `Probe`). Without `hotwords`, those of each bundle apply. Raise ValueError
+    if sample rates of bundles differ, and AudioError for a recording that is unreadable or too short.
     """
     settings = settings or SessionSettings()
     rates_hz = {bundle.manifest.features.sample_rate for bundle in bundles.values()}
@@ -171,7 +162,6 @@ def _read(path: Path, bundles: Collection[Bundle]) -> Samples:
 def _add_bound(
     report: dict[str, Any], probes: Mapping[str, Probe], num_threads: int, recordings: Sequence[Samples], plan: Plan
 ) -> None:
-    """Add the machine's rates to the report, and each bundle's bounds in the main modes."""
     footprints = [sum(file.size for file in item.bundle.manifest.files.values()) for item in probes.values()]
     rates = measure_rates(footprints, num_threads, repetitions=plan.repetitions)
     report["rates"].append(rates)
@@ -183,7 +173,6 @@ def _add_bound(
 
 
 def _experts(bundles: Mapping[str, Bundle], recordings: Sequence[Samples], plan: Plan) -> dict[str, Any]:
-    """Return expert statistics for the main modes, by bundle."""
     from u2moe.benchmarks.bench.expert_usage import measure_experts  # noqa: PLC0415 - needs the extra tools
 
     found = {}
@@ -195,10 +184,7 @@ def _experts(bundles: Mapping[str, Bundle], recordings: Sequence[Samples], plan:
 
 
 def name_bundles(paths: Sequence[Path]) -> dict[str, Path]:
-    """Return unique names for bundle folders: the shortest path suffixes that distinguish the folders.
-
-    Repetitions of a folder get a number after the name. The differences between their results show the noise.
-    """
+    """Return names for folders: the shortest path suffixes that distinguish them, and a number for repetitions."""
     resolved = [path.resolve() for path in paths]
     depth = 1
     while len({path.parts[-depth:] for path in resolved}) < len(set(resolved)):

@@ -19,12 +19,10 @@ def measure_speed(
     transcripts: Sequence[str] = (),
     repetitions: int = 5,
 ) -> list[dict[str, Any]]:
-    """Recognise all recordings in every mode. The bundles take turns.
+    """Recognise all recordings in every mode. The bundles take turns. Return an entry for each mode and bundle.
 
-    `probes` are loaded bundles by name, `modes` the modes to measure for each, and `transcripts` those of the
-    recordings, "" if unknown. Return an entry for each mode and bundle. It has the keys of `summary` and of `energy`,
-    and `words`, the result of `word_errors`, unless no transcript is known. `energy_missing` says why the system does
-    not measure energy. The values of `energy` are then None.
+    `probes` are bundles by name, `modes` those to measure for each, and `transcripts` the recordings', "" if unknown.
+    docs/bench.md explains the entries.
     """
     meter = EnergyMeter()
 
@@ -58,10 +56,7 @@ def energy(rounds: Sequence[tuple[Sequence[Observation], float | None]]) -> dict
 
 
 def summary(rounds: Sequence[Sequence[Observation]], chunk_s: float | None) -> dict[str, Any]:
-    """Summarise the rounds of one mode. docs/bench.md explains the entries; those of chunks may be missing.
-
-    `seconds` are used to compare bundles pairwise. `shares` divides the median of each stage by the sum of the medians.
-    """
+    """Summarise the rounds of one mode. docs/bench.md explains the entries. Those of chunks may be missing."""
     audio_s = sum(observed.audio_s for observed in rounds[0])
     costs = [[{**vars(observed), **observed.stages} for observed in recordings] for recordings in rounds]
 

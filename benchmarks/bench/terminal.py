@@ -11,8 +11,7 @@ Report = Mapping[str, Any]
 WAITS = {"first_partial_s": "first partial", "word_s": "word", "first_word_s": "first word"}
 WAITS |= {"last_word_s": "last word", "committed_s": "committed", "finalisation_s": "final"}
 STARTS = {"import_s": "import", "verify_s": "verify", "load_s": "load", "first_s": "first recording"}
-MEMORY = {"imported_bytes": "imported", "loaded_bytes": "loaded", "peak_bytes": "peak"}
-"""Titles in tables for the keys of a report."""
+MEMORY = {"imported_bytes": "imported", "loaded_bytes": "loaded", "peak_bytes": "peak"}  # titles of a report's keys
 
 _CHUNKS = ["mode", "threads", "bundle", "p50", "p90", "p95", "p99", "budget", "late"]
 _BUSY = 0.2
@@ -78,7 +77,6 @@ def _head(report: Report) -> Iterator[str]:
 
 
 def _speed(report: Report) -> Iterator[str]:
-    """Yield a table of end-to-end speed and each stage's share of the time, with word errors and energy if measured."""
     entries, stages = in_order(report), list(report["speed"][0]["shares"])
     head = ["mode", "threads", "bundle", "real-time factor", "RTFx", "core-hours / hour", *stages]
     rows = []
@@ -116,7 +114,6 @@ def _latency(report: Report) -> Iterator[str]:
 
 
 def _of_chunks(entry: Mapping[str, Any]) -> list[str]:
-    """Return the cells of the columns `_CHUNKS`."""
     if chunk := entry.get("chunk_latency_s"):
         budget = [f"{entry['chunk_budget_s'] * 1e3:.0f}", f"{chunk['late']:.1%}"]
         return [*where(entry), *_milliseconds(chunk, "p50", "p90", "p95", "p99"), *budget]

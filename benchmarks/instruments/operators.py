@@ -17,8 +17,7 @@ from u2moe.runtime import Bundle, Kernels, Model, SessionSettings
 from u2moe.runtime.model.session import Session
 
 PARTS = ("subsampling", "feed_forward", "attention", "convolution", "ctc", "decoder", "other")
-"""Parts of a model. `feed_forward` includes experts and routers. `other` includes the caches, and the operators between
-the blocks."""
+"""Parts of a model. `feed_forward` includes experts and routers, `other` caches and operators between the blocks."""
 
 _SCOPES = (
     ("subsampling", ("encoder/embed", "encoder/global_cmvn")),
@@ -33,12 +32,10 @@ _FLOAT = {"MatMul", "FusedMatMul", "Gemm", "FusedGemm"}
 _CONVOLUTIONS = {"Conv", "FusedConv"}
 PRODUCTS = _INTEGER | _FLOAT | _CONVOLUTIONS  # operators whose multiply-adds are counted
 UNCOUNTED = {"Attention", "ConvInteger", "ConvTranspose", "Einsum", "GroupQueryAttention", "MoE", "MultiHeadAttention"}
-UNCOUNTED |= {"QGemm", "QLinearConv", "QLinearMatMul", "QMoE"}
-"""Operators that multiply but cannot be counted. Other operators that read large constants may also multiply."""
+UNCOUNTED |= {"QGemm", "QLinearConv", "QLinearMatMul", "QMoE"}  # operators that multiply but cannot be counted
 _ELEMENT_BYTES = {"float16": 2, "bfloat16": 2, "uint8": 1, "int8": 1}
 _INT4_BLOCK = 32
-_FEWEST_TERMS = 4
-"""Minimum inner dimension of a counted product. Smaller products only add up values, such as outputs of experts."""
+_FEWEST_TERMS = 4  # least inner dimension of a product; smaller ones only add up values, as of experts
 
 Shape = tuple[int, ...]
 
@@ -58,8 +55,7 @@ class Kernel:
     parameter_bytes: int = 0  # of the constants that the node reads, except those that onnxruntime packed earlier
 
 
-Site = tuple[str, str]
-"""Operator of a node that onnxruntime runs, and the name of the node, or of its function call, in the main graph."""
+Site = tuple[str, str]  # operator of a node, and the name of the node, or of its function call, in the main graph
 
 
 def profile(
@@ -72,9 +68,8 @@ def profile(
 ) -> list[list[Kernel]]:
     """Profile several runs after a warm-up run. Return the `Kernel` records, one list per run.
 
-    `run` runs the model. It must do the same work every time. `kernels` are native kernels by graph name; other graphs
-    use only onnxruntime. Multiply-adds inside native kernels cannot be counted. `num_threads` are threads within one
-    operator.
+    `run` must do the same work every time. Graphs without native `kernels`, by name, use only onnxruntime.
+    Multiply-adds inside native kernels cannot be counted. `num_threads` are threads within one operator.
     """
     settings = SessionSettings(num_threads=num_threads, kernels="onnxruntime")
     found = profiled_events(bundle, settings, lambda model: [run(model) for _ in range(repetitions + 1)], kernels)

@@ -29,8 +29,7 @@ from u2moe.runtime.text.vocabulary import join_texts
 Samples = npt.NDArray[np.float32]
 
 STAGES = ("features", "encoder", "ctc", "search", "rescoring", "other")
-_GRAPHS = {"encoder": "encoder", "static": "encoder", "ctc": "ctc", "decoder": "rescoring"}
-"""The stage of each graph. A graph of fixed shape also contains the CTC head."""
+_GRAPHS = {"encoder": "encoder", "static": "encoder", "ctc": "ctc", "decoder": "rescoring"}  # static: with CTC head
 BUFFER_S = 0.1  # seconds of audio that a live source delivers at once, as in `u2moe transcribe --stream`
 WHOLE_BUFFER_S = 10.0  # the same with full context, as in `u2moe transcribe`
 

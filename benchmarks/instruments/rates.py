@@ -23,8 +23,7 @@ KERNELS = {"integer": "MatMulIntegerToFloat", "float": "MatMul"}
 """Operators to measure. "integer" multiplies uint8 tokens by int8 weights with a scale per column, like quantized
 bundles. "float" multiplies float32 tokens by float32 weights."""
 NATIVE = "Int8Linear"
-PRODUCTS = ((64, 512, 512), (256, 256, 256), (256, 512, 512), (512, 1024, 1024))
-"""Sizes [rows, in, out] of products whose weights fit into the cache. The fastest size gives the machine's rate."""
+PRODUCTS = ((64, 512, 512), (256, 256, 256), (256, 512, 512), (512, 1024, 1024))  # [rows, in, out], fit into the cache
 BEYOND_CACHE = 640_000_000  # bytes of weights that no cache can hold
 _WIDTH, _MATRIX = 1024, 4 * 1024 * 1024  # rows of a weight matrix, and its bytes
 _WEIGHTS_PER_SESSION = 16
@@ -32,13 +31,11 @@ _CALL_S = 0.05  # minimum duration of one measurement in seconds
 
 
 def measure_rates(footprints: Sequence[int], num_threads: int, *, repetitions: int = 5) -> dict[str, Any]:
-    """Measure the rates of the machine. Every round measures all cases in turn.
+    """Measure the rates of the machine on one or more threads. Every round measures all cases in turn.
 
-    `footprints` are the bytes of weights that each bundle reads repeatedly, limited by `readable`. `num_threads` are
-    those within one operator. `multiply_adds_per_s` has, for "integer" and for "float" products, the operator, the
-    spread of the rate for each size, and the size with the highest rate. `read_bytes_per_s` has the spread of the rate
-    by the bytes of the weights. They are multiplied by a single row (a token), so that reading limits the speed. The
-    higher of two rates counts: float32 weights with onnxruntime, and int8 weights with native kernels.
+    `footprints` are the bytes of weights that each bundle reads repeatedly, limited by `readable`. For reads, weights
+    are multiplied by a single row (a token), so that reading limits the speed. The higher of two rates counts: float32
+    weights with onnxruntime, and int8 weights with native kernels. docs/bench.md explains the result.
     """
     random = np.random.default_rng(0)
     cases: dict[tuple[str, Any], Callable[[], float]] = {}

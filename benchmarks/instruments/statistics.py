@@ -48,8 +48,7 @@ def interleaved(
 ) -> dict[Key, list[Measured]]:
     """Call all cases in turn: A B A B, not A A B B. Return the results of each case in the order of the rounds.
 
-    Other processes and changes in the clock rate then affect all cases alike. `warm_up` preceding rounds are discarded.
-    `title` begins each round's progress line.
+    Other processes and changes in the clock rate then affect all cases alike. `warm_up` rounds before are discarded.
     """
     results: dict[Key, list[Measured]] = {key: [] for key in cases}
     begin = time.monotonic()
@@ -92,10 +91,7 @@ def ratios(values: Sequence[float], others: Sequence[float]) -> Spread:
 
 
 def ratio_of_sums(values: npt.ArrayLike, others: npt.ArrayLike) -> Spread:
-    """Return the ratio of two sums over the same recordings [n], with a 95 % interval; see `_bootstrap`.
-
-    Raise ValueError if the sum of `others` is 0.
-    """
+    """Return the ratio of sums over the same recordings [n] with a 95 % interval (`_bootstrap`). Sums must not be 0."""
     above, below = np.asarray(values), np.asarray(others)
     if not below.sum():
         raise ValueError("a ratio needs a divisor other than 0: the values of the reference sum to 0")

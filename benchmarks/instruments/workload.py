@@ -26,14 +26,10 @@ FRAME_S = 0.04  # seconds per encoder frame in all presets
 CHUNK_S = CHUNK_SIZE * FRAME_S
 NUM_STREAMS = 8
 UTTERANCE_S = 10.0
-NUM_HYPOTHESES, NUM_TOKENS = 10, 40
-"""Numbers of hypotheses and of tokens in the second pass. Ten seconds of fast speech have 40 tokens."""
+NUM_HYPOTHESES, NUM_TOKENS = 10, 40  # in the second pass; ten seconds of fast speech have 40 tokens
 ALTERNATIVES = (36, 32, 28, 24)
-"""Token positions at which hypotheses differ. With these positions, hypotheses share prefixes to the same extent as
-those of the demo model for ten seconds of speech. After shared prefixes are merged, the left-to-right decoder computes
-a quarter of the tokens, and the right-to-left decoder three quarters."""
-LOUDNESS, LOUDNESS_DEVIATION = 11.0, 3.0
-"""Mean and standard deviation of the log-mel energies. Random checkpoints are normalised for these values."""
+"""Token positions at which hypotheses differ. Their prefixes are then as alike as those of ten seconds of speech."""
+LOUDNESS, LOUDNESS_DEVIATION = 11.0, 3.0  # of log-mel energies, for which random checkpoints are normalised
 NUM_CHUNKS = {"streaming": 8, "streaming-8": 3}  # measured per round, after the warm-up chunks
 
 
@@ -77,31 +73,23 @@ def one_round(mode: str, model: Model, frames: Frames) -> Run:
     if mode == "full":
         return lambda: model.ctc(model.encode(frames))
     if mode == "second-pass":
-        encoder_out = model.encode(frames)
-        hypotheses = nbest(model.config.vocab_size)
-        return lambda: model.rescore(encoder_out, hypotheses)
+        encoder_out, last = model.encode(frames), model.config.vocab_size - 1
+        first = np.random.default_rng(0).integers(3, last + 1, NUM_TOKENS)
+        hypotheses = np.tile(first, (NUM_HYPOTHESES, 1))  # they share prefixes, as in a beam search
+        for bit, place in enumerate(ALTERNATIVES):
+            differs = np.arange(NUM_HYPOTHESES) >> bit & 1 == 1
+            hypotheses[differs, place] = 2 if first[place] == last else last
+        return lambda: model.rescore(encoder_out, hypotheses.tolist())
     rounds = streaming_round(model.encoder, frames, NUM_STREAMS if mode == "streaming-8" else 1, NUM_CHUNKS[mode])
     if model.config.static is not None:  # the graph contains the CTC head
         return rounds
     return lambda: [model.ctc(row) for output in rounds() for row in output]
 
 
-def nbest(vocab_size: int) -> list[list[int]]:
-    """Return hypotheses that share prefixes, as in a beam search."""
-    first, last = np.random.default_rng(0).integers(3, vocab_size, NUM_TOKENS), vocab_size - 1
-    hypotheses = np.tile(first, (NUM_HYPOTHESES, 1))
-    for bit, place in enumerate(ALTERNATIVES):
-        differs = np.arange(NUM_HYPOTHESES) >> bit & 1 == 1
-        hypotheses[differs, place] = 2 if first[place] == last else last
-    found: list[list[int]] = hypotheses.tolist()
-    return found
-
-
 def streaming_round(encoder: Encoder, frames: Frames, num_streams: int, num_chunks: int) -> Callable[[], list[Frames]]:
     """Return a function that encodes `num_chunks` chunks of every stream, all with full left context.
 
-    As in a stream, positions advance from call to call. Otherwise, native kernels would reuse results cached by
-    position.
+    As in a stream, positions advance from call to call. Native kernels would else reuse results cached by position.
     """
     chunks = list(complete_windows(encoder.config, frames, num_streams))
     caches = encoder.start(num_streams)

@@ -13,11 +13,8 @@ from u2moe.runtime.whole_file import write_text
 
 
 def repository() -> Path:
-    """Return the root of the clone: the current folder, because an installed package does not know where the clone is.
-
-    Raise FileNotFoundError if the current folder is not a clone.
-    """
-    here = Path.cwd()
+    """Return the root of the clone, the current folder. Raise FileNotFoundError if that is not a clone."""
+    here = Path.cwd()  # an installed package does not know where the clone is
     if not (here / "benchmarks" / "results").is_dir():
         raise FileNotFoundError(f"run this in the root of a u2moe clone, not in {here}, or name the files to use")
     return here
@@ -45,10 +42,7 @@ def measured_here() -> dict[str, Any]:
 
 
 def kind_of(machine: Mapping[str, Any]) -> str:
-    """Return the kind of a machine that `describe_machine` described: processor, family and model.
-
-    The name of the processor alone is ambiguous: all generations of AMD EPYC may have the same name.
-    """
+    """Return processor, family and model. All generations of AMD EPYC may have the same name of the processor."""
     fields = machine.get("processor_version") or ""
     version = ", ".join(field for field in fields.split(", ") if field and not field.startswith("stepping"))
     return f"{machine['processor']} ({version})" if version else str(machine["processor"])
@@ -60,10 +54,7 @@ def machine_key(content: Mapping[str, Any]) -> str:
 
 
 def resumed(file: Path, fresh: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the results in `file`, so that a study can continue. Entries that are missing come from `fresh`.
-
-    Raise ValueError if the results come from another kind of machine, so that times cannot be compared.
-    """
+    """Return results in `file` over those in `fresh`. Raise ValueError if they come from another kind of machine."""
     content, here = read_json(file), kind_of(describe_machine())
     if "machine" in content and (before := kind_of(content["machine"])) != here:
         raise ValueError(f"{file}: measured on {before}, but this machine is {here}; name another file")

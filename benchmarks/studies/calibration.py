@@ -31,8 +31,7 @@ ALL = "all"
 NUM_BINS = 10
 _SMALLEST = 1e-4
 
-Words = tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]
-"""Confidence of each recognised word [n], and whether the word is correct [n]."""
+Words = tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]  # confidence of each word [n], whether it is correct [n]
 
 
 def recognise(recognizer: Recognizer, recordings: Iterable[Recording]) -> Words:
@@ -50,16 +49,7 @@ def recognise(recognizer: Recognizer, recordings: Iterable[Recording]) -> Words:
 
 
 def reliability(found: Words) -> dict[str, Any]:
-    """Return statistics of how well confidences predict correct words.
-
-    Returns:
-        num_words, right, confidence: number of words, share of correct words, and mean confidence.
-        expected_error: expected calibration error (ECE), the mean absolute difference between the mean confidence of a
-            bin and the share of correct words in it. Bins are weighted by their number of words.
-        area: area under the ROC curve, the probability that a correct word has a higher confidence than a wrong one.
-            0.5 is chance.
-        bins: number of words, mean confidence and share of correct words in each tenth of the confidence range.
-    """
+    """Return statistics of how well confidences predict correct words; docs/results/accuracy.md explains them."""
     confidences, right = found
     positions = np.minimum((confidences * NUM_BINS).astype(int), NUM_BINS - 1)
 
@@ -105,10 +95,7 @@ def fit(found: Words) -> tuple[float, float]:
 
 
 def write_calibration(bundle: Path, scale: float, bias: float) -> Calibration:
-    """Combine the calibration in a bundle's manifest with a further scale and bias. Write and return the result.
-
-    Raise ValueError if the scale is not positive, so that it would reverse the order of confidences.
-    """
+    """Apply a further scale (above 0) and bias after a bundle's calibration. Write and return both as one."""
     before = Bundle.open(bundle, verify=False).manifest.calibration or Calibration()
     found = Calibration(scale=round(scale * before.scale, 3), bias=round(bias + scale * before.bias, 3))
     file = bundle / MANIFEST_FILE

@@ -28,8 +28,7 @@ TITLES |= {HALF: "8x2x1920 in every second block", LARGE: "Dense-1B"}
 FORMATS = ("int8", "int4")  # of `make_bundle`
 KERNELS = {NATIVE: "native kernels", PLAIN: "onnxruntime alone"}
 ROUNDS = 5
-AS_FAST = 1.05
-"""Maximum ratio of a network's time to that of Dense-225M at which the network counts as equally fast."""
+AS_FAST = 1.05  # maximum ratio of a network's time to Dense-225M's that counts as equally fast
 STATE = "edge.json"
 
 

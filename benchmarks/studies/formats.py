@@ -69,12 +69,8 @@ def recognized(recognizer: Recognizer, recordings: Sequence[Recording], *, noise
 def measure(variants: Mapping[str, Variant], sets: Mapping[str, Sequence[Recording]]) -> dict[str, Any]:
     """Measure the word errors of each variant, and the differences from the first two variants.
 
-    Returns:
-        num_recordings, num_words: number of recordings, and of words in the transcripts, by set.
-        variants: each with `bundle`, `bytes`, `kernels` and `modes`. Each mode has `num_errors` by set, and `beside`,
-            the comparisons with the first two variants. A comparison has `cost`, the ratio of the total errors with its
-            95 % interval; `num_other_texts`, the number of recordings whose text differs; and `num_other_words`, the
-            number of edits between the texts.
+    `beside` has these differences by mode: `cost`, the ratio of the total errors with its 95 % interval, and the
+    numbers of recordings whose text differs, `num_other_texts`, and of edits between the texts, `num_other_words`.
     """
     recordings = [recording for own in sets.values() for recording in own]
     names = [name for name, own in sets.items() for _ in own]

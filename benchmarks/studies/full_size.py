@@ -2,9 +2,8 @@
 
     python -m u2moe.benchmarks.studies.full_size FOLDER [--prepare]
 
-FOLDER receives bundles with random weights (`random_models`) if they are missing. --prepare only makes the bundles.
-Times include the encoder and the CTC head. Features and search are excluded, because a search on random probabilities
-is not representative. Routers spread tokens evenly, which is the worst case.
+docs/results/speed.md explains the method. FOLDER receives bundles with random weights (`random_models`) if they are
+missing. --prepare only makes the bundles. A search on random probabilities would not be representative.
 """
 
 import functools
@@ -41,8 +40,7 @@ COLUMNS = [*list(MODES.values())[:-1], "second pass, s"]  # titles of the column
 ROUNDS = {STREAMING: 7, BATCH: 5, FULL: 5, SECOND_PASS: 5}
 NUM_BOUNDS, NUM_STARTS, NUM_THREADS = 3, 2, (1, 2)
 BOUNDS = {STREAMING: (Mode(chunk_size=CHUNK_SIZE, num_left_chunks=NUM_LEFT_CHUNKS), 4.0), FULL: (Mode(), 10.0)}
-"""Context, and seconds of speech to profile. The speech is short, because a profile has a line for each kernel of each
-chunk."""
+"""Context, and seconds of speech to profile: few, because a profile has a line for each kernel of each chunk."""
 START = ("verify_s", "load_s", "loaded_bytes", "peak_bytes")
 
 
@@ -86,8 +84,7 @@ _FORMATS = ((MIXTURE, "int8"), (MIXTURE, "int4"), (SMALL, "int8"), (LARGE, "int8
 CASES = tuple(Case(*own, kernels) for own in _FORMATS for kernels in (NATIVE, PLAIN))
 INT8, PLAIN_INT8, INT4, _, DENSE, PLAIN_DENSE, NATIVE_LARGE, PLAIN_LARGE = CASES
 EQUALS = {"native": (INT8, DENSE), "even": (PLAIN_INT8, PLAIN_DENSE)}
-"""Pairs of a mixture and a dense network with the same engine and format. The ratio of their times is the cost of the
-architecture."""
+"""Mixtures and dense networks with equal engine and format: their ratio is the cost of the architecture."""
 PACKED = Case(MIXTURE, "packed", NATIVE)  # packed in advance for native kernels; only its start is measured
 STARTED = {case.key: case for case in (*CASES, PACKED)}
 
@@ -250,11 +247,9 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
 
 
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:
-    """Yield the limits for each machine.
+    """Yield the limits for each machine. Those of equal formats and kernels are 1.54, the ratio of active parameters.
 
-    The first limits are on the time of a mixture relative to that of a dense network with the same format and kernels.
-    These limits are 1.54, the ratio of active parameters, except for a single stream. Its limit is 2, because each
-    chunk reads nearly all experts.
+    Only for a single stream, the limit is 2, because each chunk reads nearly all experts.
     """
     for where, content in results["machines"].items():
         amx = "amx" in where

@@ -2,15 +2,11 @@
 
     python -m u2moe.benchmarks.studies.hostile [--kinds KIND...] [--speakers 8] [--rounds 5] [--minutes 0] [--cores 0]
 
-Speakers talk to a server in rounds, first undisturbed and then during each attack. The median round counts, since the
-latencies of single rounds vary. The rounds of an attack are saved immediately, and later runs skip it. Attackers run in
-a separate process. Each attack has its own API key, which allows eight streams. --cores are the server's cores: start
-this script with `taskset` on other cores. In "all together", all attacks run for --minutes. The server's memory use
-after the first and after the last round shows whether it grows.
-
-In "slower", speakers fill the capacity that the server has measured. When all speakers are accepted, a busy process
-starts on the server's cores. "slower, few speakers" has only --speakers speakers. In "slower, lower priority", the busy
-process runs at nice 10. If other programs are running, start this script with nice -n -15.
+docs/results/serving.md explains the method. The median round counts, since the latencies of single rounds vary. The
+rounds of an attack are saved immediately, and later runs skip it. Attackers run in a separate process. Each attack has
+its own API key, which allows eight streams. --cores are the server's cores: start this script with `taskset` on other
+cores. In "slower", a busy process starts there when all speakers are accepted; in "slower, lower priority" at nice 10.
+If other programs are running, start this script with nice -n -15.
 """
 
 import argparse
@@ -48,8 +44,7 @@ _PART = '--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\
 _REQUEST = f"GET /healthz?{'a=b&' * 1000} HTTP/1.1\r\nHost: localhost\r\n" + "X: y, z\r\n" * 1000 + "\r\n"
 _UPGRADE = "GET /stream HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
 _UPGRADE += "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nContent-Length: 5\r\n\r\nhello"
-Attack = Callable[[str], Coroutine[Any, Any, None]]
-"""Behaviour of a client. The argument is a URL of the server that includes an API key."""
+Attack = Callable[[str], Coroutine[Any, Any, None]]  # client of the server at a URL with an API key
 
 
 async def _one_sample(address: str) -> None:
@@ -134,7 +129,6 @@ ATTACKS: dict[str, tuple[int, Attack]] = {
     "unread pongs": (NUM_STREAMS, _unread_pongs),
     "hotwords with a wide beam": (20, _dear_stream),
 }
-"""Number of simultaneous clients of each attack, and their behaviour."""
 
 
 def key_of(name: str) -> str:

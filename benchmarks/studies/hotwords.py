@@ -4,18 +4,13 @@
     python -m u2moe.benchmarks.studies.hotwords BUNDLE COMMANDS.tsv SPEECH.tsv ... --commands
     python -m u2moe.benchmarks.studies.hotwords BUNDLE TEST.tsv --memory
 
-Rare words of the transcripts stand for names. They are long, and occur in few recordings. Each recording is recognised
-three times: without hotwords, with a list that includes its rare words, and with an unrelated list. Both lists
-contain rare words that are spoken only in other recordings. Long lists are shared by all recordings.
-For each length, one list contains all rare words, padded with other words of the bundle's language model, and the
-unrelated list contains only such other words. The longest lists are also tried with half the weight, and
-restricted to words that sound like the text recognised without hotwords.
+docs/results/accuracy.md explains the method. The long lists of each set contain all its rare words, padded with other
+words of the bundle's language model. The unrelated lists contain only such other words. The longest lists are also
+tried with half the weight, and restricted to words that sound like the text recognised without hotwords.
 
 With `--commands`, the commands are the transcripts of the first list, in groups of about fifty. Each recording is
 recognised without them, and with its group as hotwords, as a grammar, and as a grammar with `[unk]`. Recordings in the
-other lists or folders are recognised with the first group, to count false alarms: commands recognised more often than
-spoken. White noise, pink noise and babble are recognised in the same way. Babble is the sum of six random clips of
-reversed speech from the second list.
+other lists or folders, noise and babble (of the second list) are recognised with the first group, for false alarms.
 """
 
 import itertools
@@ -39,8 +34,7 @@ from u2moe.runtime.decoding.context import DEFAULT_WEIGHT, ContextGraph
 from u2moe.runtime.text.grammar import UNKNOWN
 from u2moe.runtime.text.word_errors import edit_distance, matches, words
 
-SHORTEST, MOST_RECORDINGS = 5, 3
-"""Minimum number of letters of a rare word, and maximum number of recordings in a set that contain it."""
+SHORTEST, MOST_RECORDINGS = 5, 3  # minimum letters of a rare word, maximum recordings of a set that contain it
 LIST_LENS = (10, 100)  # numbers of words in a list for a single recording, such as the names in a meeting or a company
 LONG_LISTS = (1000, 10_000)  # numbers of words in a list for all recordings, such as the names in a directory
 ALIKE = 0.5  # minimum share of common letter pairs for words that sound alike
@@ -123,10 +117,7 @@ def _pairs(word: str) -> set[str]:
 def measure(
     recognizer: Recognizer, recordings: Sequence[Recording], weight: float, lists: Iterable[Lists] | Lists
 ) -> dict[str, Any]:
-    """Recognise every recording without hotwords, with its own list, and with an unrelated list.
-
-    If all recordings share the same lists, also measure `times`: the ratio of CPU times with and without hotwords.
-    """
+    """Recognise recordings without hotwords and with each list. `times`: ratio of CPU times for lists shared by all."""
     counts = {name: Counter[str]() for name in ("without", "with", "unrelated")}
     seconds = dict.fromkeys(counts, 0.0)
     num_changed = num_listed = 0

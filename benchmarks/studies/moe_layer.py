@@ -2,11 +2,9 @@
 
     python -m u2moe.benchmarks.studies.moe_layer [--narrow]
 
-The layers have the size of the preset moe-1b. Their random weights spread tokens evenly, which is the worst case.
---narrow compares them with layers of the same size that have more but narrower experts. Each call then gets one chunk.
-Several layers take turns on one thread. Each has its own weights, so the weights leave the cache between calls, as in a
-network. The lower bound on a layer's time is the larger of two times: the time to read the weights of experts that get
-a token, and the time to compute all products. Both times use the rates that kernels reach in the same run.
+docs/results/speed.md explains the method. Random weights spread tokens evenly, which is the worst case. The lower bound
+on a layer's time is the larger of two times: the time to read the weights of experts that get a token, and the time to
+compute all products. Both times use the rates that kernels reach in the same run.
 """
 
 import statistics
@@ -44,12 +42,9 @@ TOKENS = (1, 4, 16, 64, 250)  # 16 are a chunk of the encoder, and 250 are ten s
 NUM_BYTES = 160_000_000  # of all weights together; exceeds most last-level caches
 CALL_S = 0.03  # minimum seconds of a measurement
 CHUNK = 16
-BOUNDS = {CHUNK: "read_s", 250: "arithmetic_s"}
-"""Component of the bound that limits an int8 layer, by number of tokens. Values are keys of the results."""
-LIMITS = {CHUNK: 0.7, 250: 1.03}
-"""Maximum ratio of the times of int4 and int8 experts on native kernels, by number of tokens."""
-RATE = 0.9
-"""Minimum rate at which native kernels read narrow experts for a chunk, divided by that for the paper's experts."""
+BOUNDS = {CHUNK: "read_s", 250: "arithmetic_s"}  # key of the bound of an int8 layer, by number of tokens
+LIMITS = {CHUNK: 0.7, 250: 1.03}  # maximum ratio of the native times of int4 and int8, by number of tokens
+RATE = 0.9  # minimum rate at which native kernels read narrow experts for a chunk / the paper's experts
 
 
 class Shape(NamedTuple):
@@ -64,10 +59,7 @@ PAPER, NARROW = Shape(8, 2, 1920), (Shape(16, 2, 960), Shape(32, 4, 480))
 
 
 class Layers:
-    """Expert layers that run one after another.
-
-    The weights are random, in the format of recipe `name`, and occupy at least `num_bytes` in total.
-    """
+    """Expert layers that run in turn, with random weights of at least `num_bytes`, in the format of a recipe."""
 
     def __init__(self, name: str, num_bytes: int, shape: Shape) -> None:
         model = moe_graph(max(1, -(-num_bytes * 8 // (2 * shape.experts * DIM * shape.hidden * BITS[name]))), shape)

@@ -66,8 +66,7 @@ class Feeds(quantization.CalibrationDataReader):  # type: ignore[misc]
         self._feeds = iter(self._all)
 
 
-Make = Callable[[Path, Path, Feeds], object]
-"""Function that quantizes a graph. Arguments: file of the plain graph, file to write, inputs of the graph."""
+Make = Callable[[Path, Path, Feeds], object]  # quantizes a file to a file, with inputs of the graph
 
 
 def _static(method: str) -> Make:
@@ -131,20 +130,14 @@ def plain_model(bundle: Bundle, files: Sequence[Path]) -> tuple[Model, list[_Pla
 
 SETTINGS = SessionSettings(num_threads=1, kernels="onnxruntime")
 NUM_TIMINGS, STATIC_FRAMES, NUM_FRAMES = 3, 3000, 6000
-"""Number of timings of the longest recording; numbers of frames for static calibration and for judging.
-
-Static calibration receives one joined recording, because onnxruntime's histograms fail on activations of different
-lengths.
-"""
+"""Timings of the longest recording; frames for static calibration, joined as histograms need it, and for judging."""
 LEAST, MOST = 5, 8  # exponents of the outlier factors, which are 32 to 256
-NEAR = 1 / 64
-"""Factor that shrinks the differences between the router weights of a group of four experts, to make near ties."""
+NEAR = 1 / 64  # factor that shrinks the differences between router weights of four experts, for near ties
 PLAIN, HARD = "plain", "hard"
 TITLES = {HARD: "demo model, outliers", "near ties": "demo model, near ties"}
 MAX_DAMAGE = 0.005
 OURS = {"int8": (False, None), "int8, calibrated": (True, None), "int8, repaired": (True, Goal(max_damage=MAX_DAMAGE))}
-"""Variants of the recipe int8: whether it is calibrated, and its goal. Harmful layers stay in 16 bits to reach a
-goal."""
+"""Variants of int8: whether it is calibrated, and its goal, for which harmful layers stay in 16 bits."""
 LIMITS = {
     "--max-damage 0.5": (PLAIN, "int4", Goal(max_damage=0.005)),
     "--recipe int8 --max-damage 0.5": (PLAIN, "int8", Goal(max_damage=0.005)),
@@ -153,8 +146,7 @@ LIMITS = {
     "--max-size 9": (PLAIN, "int4", Goal(max_bytes=9e6)),
 }
 """By title: a network, the format with which the search for a bundle starts, and the limit for the bundle."""
-CHOSEN_FRAMES, KEPT_FRAMES = 12_000, 60_000
-"""Maximum number of frames of SPEECH.tsv and of DEV.tsv on which bundles with limits are judged."""
+CHOSEN_FRAMES, KEPT_FRAMES = 12_000, 60_000  # maximum frames of SPEECH.tsv and DEV.tsv to judge limits
 COSTS = ("bytes", 1e6, 1), ("ms", 1, 0), ("seconds", 1, 0)
 Frames = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -227,10 +219,9 @@ def peers(bundle: Bundle, recordings: Sequence[Frames], features: Sequence[Frame
 
 
 def ours(bundle: Bundle, speech: Sequence[Path], features: Sequence[Frames], folder: Path) -> dict[str, Any]:
-    """Return, for each variant, the results of `judged`, CPU `seconds` to quantize, `bytes`, and `kept`.
+    """Return, for each variant, the results of `judged`, CPU `seconds`, `bytes`, and `kept`, layers in 16 bits.
 
-    `kept` is the number of layers in 16 bits. If a goal cannot be met or verified, the variant's entry contains only
-    `failed`, the error message.
+    If a goal cannot be met or verified, the variant's entry contains only `failed`, the error message.
     """
     reference = bundle.load(SETTINGS)
     found: dict[str, dict[str, Any]] = {}
@@ -252,10 +243,7 @@ def ours(bundle: Bundle, speech: Sequence[Path], features: Sequence[Frames], fol
 def limited(
     bundle: Bundle, name: str, lists: Mapping[str, Sequence[Path]], folder: Path
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """For each limit in `LIMITS` of the network `name`, yield its title, and damage and costs of a bundle made for it.
-
-    Bundles are made with the first of two `lists` of recordings, "chose"; "kept back" is held out.
-    """
+    """Yield the title, damage and costs of a bundle made for each limit of a network with the first of `lists`."""
     reference, limits = bundle.load(SETTINGS), dict(zip(lists, (CHOSEN_FRAMES, KEPT_FRAMES), strict=True))
     for title, (_, kind, goal) in ((title, own) for title, own in LIMITS.items() if own[0] == name):
         start, groups = time.process_time(), {"output_layers": "int4"} if kind == "int4" else {}

@@ -4,10 +4,9 @@
         [--first N] [--cpp build/cpp/u2moe_transcribe]
     python -m u2moe.benchmarks.studies.runtimes --speed [--cpp ...] [--sherpa ENV/bin/sherpa-onnx]
 
-Run `npm ci --ignore-scripts` in examples/browser first. For --sherpa, install sherpa-onnx-bin from PyPI in the
-environment ENV. Results are compared on the clips of the demo model and the first N recordings of each list. Speed is
-measured with the demo model on its clips, on one thread. Programs take turns and recognise all clips twice. Only the
-second time counts.
+docs/results/runtimes.md explains the method. Run `npm ci --ignore-scripts` in examples/browser first. For --sherpa,
+install sherpa-onnx-bin from PyPI in the environment ENV. Recordings are the clips of the demo model and, except with
+--speed, the first N of each list.
 """
 
 import json
@@ -36,8 +35,7 @@ PYTHON, NODE, WEB, CPP = "Python", "Node, onnxruntime-node", "Node, WebAssembly"
 GREEDY, SHERPA = "C++, greedy", "sherpa-onnx's program, greedy"
 ASPECTS = ("text", "tokens", "times", "words", "nbest")
 REPETITIONS = 5
-Found = list[list[Line]]
-"""Segments of each recording, with `text`, `tokens`, `times`, `words`, and `nbest` (tokens and scores)."""
+Found = list[list[Line]]  # segments of each recording, as in the programs' output
 
 
 def programs(bundle: Path, cpp: str | None = None) -> dict[str, Program]:
@@ -64,10 +62,7 @@ def segments_of(lines: Sequence[Line], files: Sequence[Path]) -> Found:
 
 
 def compared(expected: Found, found: Found) -> dict[str, Any]:
-    """Return `num_recordings`, `score`, and for each aspect the number of recordings whose segments differ in it.
-
-    `score` is the largest difference in the score of a segment's best hypothesis, among segments with equal tokens.
-    """
+    """Count recordings whose segments differ, by aspect. `score`: largest difference of scores of equal tokens."""
     counts, score = dict.fromkeys(ASPECTS, 0), 0.0
     for ours, theirs in zip(expected, found, strict=True):
         for aspect in ASPECTS:
@@ -84,10 +79,7 @@ def _aspect(segment: Line, aspect: str) -> Any:
 
 
 def summary(rounds: Sequence[tuple[Sequence[Line], float]], num_files: int, seconds: float) -> dict[str, float]:
-    """Return the median `load` (seconds), the median `rtf`, and the peak memory `mb`. Each round runs all files twice.
-
-    Raise ValueError if a round does not have two lines with times for each file.
-    """
+    """Return the medians `load` (seconds) and `rtf`, and the peak memory `mb`. A round runs all files twice."""
     timed = [[line for line in lines if "ms" in line] for lines, _ in rounds]
     for own in timed:
         if not own or len(own) != 2 * num_files:

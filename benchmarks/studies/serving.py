@@ -2,16 +2,11 @@
 
     python -m u2moe.benchmarks.studies.serving FOLDER [--bundle BUNDLE] [--name NAME] [--cores 0] [--alone]
 
-This process simulates speakers, who send 100 ms of speech every 100 ms. Servers run on --cores: start this script with
-`taskset` on other cores. The result for each number of speakers is saved immediately, and later runs do not measure it
-again. If a server fails with a number of speakers, this number is tried once more, because other machines on the host
-may have interfered. After a second failure, larger numbers are skipped. Finally, our server runs with the capacity that
-it measured. Two measurements alternate: with as many speakers as this capacity, and with four times as many. FOLDER
-keeps the installation of sherpa-onnx and its graphs. If u2moe-kernels is installed, our server is measured with and
-without it.
-
-Both servers run the same weights on one thread with the same chunks and left context, and return partial results after
-each chunk. sherpa-onnx uses greedy search. u2moe uses prefix beam search and rescores final results with both decoders.
+docs/results/serving.md explains the method. Servers run on --cores: start this script with `taskset` on other cores.
+The result for each number of speakers is saved immediately, and later runs do not measure it again. A number that fails
+is tried once more, because other machines on the host may have interfered. After a second failure, larger numbers are
+skipped. Finally, our server runs with the capacity that it measured, alternately with as many speakers and with four
+times as many. FOLDER keeps the installation of sherpa-onnx and its graphs.
 """
 
 import argparse
@@ -40,9 +35,7 @@ MOST_MISSING = 0.01  # Maximum share of missing results. A late result is missin
 RATIOS = {OURS: 1.5, OURS_NATIVE: 2.0}  # minimum ratio of sustained speakers, our server / sherpa-onnx's
 CROWD = 4
 _NUM_TRIES = 2  # Maximum number of tries for each number of speakers. The last try is kept.
-_NUM_ROUNDS = 3
-"""Number of rounds. Each measures speakers at capacity, then a crowd of `CROWD` times as many. The round with the
-median ratio is kept."""
+_NUM_ROUNDS = 3  # rounds, at capacity and with a crowd; the one with the median ratio is kept
 MOST_SLOWER = 1.2  # maximum latency of accepted speakers with a crowd, divided by their latency without one
 
 
@@ -86,10 +79,7 @@ def starts(args: argparse.Namespace) -> dict[str, Callable[[], Server]]:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure each server at the speaker counts missing from the results, up to the server's first failure.
-
-    Then measure our server with a crowd, unless the results already include this. Each result is written immediately.
-    """
+    """Measure servers at missing speaker counts until they fail, then ours with a crowd. Save each result."""
     content, model = resumed(args.results, {"cells": {}}), args.name or args.bundle.name
     cells, buffers = content["cells"], load.speech_buffers(args.seconds)
 
@@ -144,10 +134,7 @@ def held(cells: Mapping[str, Any], model: str, server: str) -> int:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for pages: sustained numbers of speakers, and a table with rows for three numbers of speakers.
-
-    These are the smallest tested number, the largest sustained number, and the next larger tested number.
-    """
+    """Return sustained numbers of speakers, and a table of the smallest, the largest sustained, and the next."""
     latencies = ("partial p50, p95, p99, ms", "final p50, p95, p99, ms")
     header = ("", "speakers", *latencies, "missing", "CPU ms per s of speech", "sustained")
     cells = results["cells"]

@@ -35,8 +35,7 @@ from u2moe.runtime.model.static_encoder import StaticEncoder
 from u2moe.runtime.text.word_errors import edit_distance, words
 
 PACKAGES = {"": "onnxruntime", "qualcomm": "onnxruntime-qnn", "rockchip": "rknn-toolkit2"}
-PACKAGES |= {"litert": "ai-edge-litert", "intel": "openvino"}
-"""Package that runs the graph. Keys are scripts in `examples/npu/`, or "" if no script is needed."""
+PACKAGES |= {"litert": "ai-edge-litert", "intel": "openvino"}  # packages that run the graph, by script
 PLAIN, FIXED, QDQ = "float32", "fixed positions", "16 and 8 bits"
 VARIANTS: dict[str, tuple[str, ...]] = {
     PLAIN: ("",), FIXED: ("",), QDQ: ("",),
@@ -61,10 +60,7 @@ def positions(folder: Path) -> dict[str, Array]:
 
 
 def opened(name: str, folder: Path, python: str) -> tuple[Run, list[str]]:
-    """Return the function that runs a variant, and the operators that the NPU leaves to the CPU.
-
-    Raise OSError if the toolchain cannot compile the graph.
-    """
+    """Return the function that runs a variant, and operators left to the CPU. OSError: the graph cannot be compiled."""
     example, *options = VARIANTS[name]
     if not example:
         run = session_of(folder / ("static_qdq.onnx" if name == QDQ else "static.onnx"))
@@ -78,10 +74,7 @@ def opened(name: str, folder: Path, python: str) -> tuple[Run, list[str]]:
 
 
 def recognise(name: str, folder: Path, python: str, recordings: Sequence[Recording]) -> None:
-    """Recognise the recordings that are missing from a variant's results file, and append a line for each.
-
-    The first line of the file lists the operators left to the CPU, or contains the compiler's error.
-    """
+    """Append missing recordings to a variant's results, which begin with the operators on the CPU, or an error."""
     state = folder.parent / f"{name.replace(' ', '_')}.jsonl"
     done = state.read_text(encoding="utf-8").splitlines() if state.exists() else []
     if len(done) == 1 + len(recordings) or (done and "refused" in done[0]):

@@ -2,12 +2,8 @@
 
     python -m u2moe.benchmarks.studies.systems WORK [--groups clips streaming full] [--prepare]
 
-Each recogniser is a process on one core. It processes all recordings twice, and only the second time counts.
-Recognisers of a group take turns. The group `clips` has packages with different models, trained on different data. They
-run in environments below WORK and process the bundled clips in buffers of 100 ms. In the groups `streaming` and `full`,
-Dense-225M in int8 is run by u2moe and by sherpa-onnx's recogniser for WeNet's models. Both process ten seconds of
-speech from samples to text, with greedy search and without endpoints. tests/test_sherpa.py checks that they find the
-same tokens.
+docs/results/systems.md and speed.md explain the method. Each recogniser is a process on one core, with an environment
+below WORK. It processes all recordings twice, and only the second time counts. Recognisers of a group take turns.
 """
 
 import sys
@@ -44,10 +40,7 @@ Samples = npt.NDArray[np.float32]
 
 
 class Peer(NamedTuple):
-    """A recogniser: its title, its name and options in `engines`, and its requirements for pip.
-
-    In requirements, `{clone}` is this repository. Without any, the recogniser runs in the current environment.
-    """
+    """A recogniser: title, name and options in `engines`, and requirements for pip (`{clone}`: this repository)."""
 
     title: str
     engine: str

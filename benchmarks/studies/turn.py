@@ -2,9 +2,8 @@
 
     python -m u2moe.benchmarks.studies.turn BUNDLE TEST.tsv ...
 
-Each sentence receives a pause after a random word, and silence after its end. Pause and silence are quiet noise.
-The encoder runs once, in chunks. Each rule is then applied to a search over the encoder's output. Delays are in
-seconds of audio, so they are the same on every machine.
+Each sentence receives a pause after a random word, and silence after its end. The encoder runs once, in chunks. Each
+rule is then applied to a search over its output. Delays are in seconds of audio, the same on every machine.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,8 +28,7 @@ RATE = 16_000
 SHORTEST = 4  # minimum number of words in a sentence
 PAUSES_S, SILENCE_S = (0.3, 2.0), 3.0
 _NOISE = 1e-4  # Standard deviation of the noise in pauses. Microphones do not record digital silence.
-SILENCES, TURNS = (0.6, 0.9, 1.2), (0.02, 0.05, 0.07, 0.1)
-"""Seconds of silence for rule 2, and values of `turn`. Values of `turn` are combined with the default rule 2."""
+SILENCES, TURNS = (0.6, 0.9, 1.2), (0.02, 0.05, 0.07, 0.1)  # seconds for rule 2; `turn` with the default rule 2
 
 
 def rules() -> dict[str, EndpointConfig]:

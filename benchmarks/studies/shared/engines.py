@@ -197,12 +197,9 @@ def recognised(recognise: Recognise, wav: str, buffer_s: float) -> dict[str, Any
     """Recognise a WAV file in buffers, as from a live source, but in simulated time.
 
     A buffer arrives when its last sample has been spoken. Its processing starts then, or once the previous buffer is
-    finished, and takes the measured time. Delays are therefore as a live user would see them, although the program does
-    not wait for the audio.
-
-    To the results of the recogniser, add `audio_s`, the duration of the recording; `ms`, the total processing time;
-    `first_partial_s`, the seconds from the start of the recording to the first text; and `final_s`, those from the end
-    of the recording to the final text.
+    finished, and takes the measured time. Delays are therefore as a live user would see them. To the results, add
+    `audio_s`, the duration; `ms`, the processing time; `first_partial_s`, the seconds from the start of the recording
+    to the first text; and `final_s`, those from its end to the final text.
     """
     with wave.open(wav, "rb") as file:
         if (file.getnchannels(), file.getsampwidth()) != (1, 2):

@@ -36,8 +36,7 @@ from u2moe.runtime.model.native import VARIABLE
 OURS, OURS_NATIVE, THEIRS = "u2moe", "u2moe with native kernels", "sherpa-onnx"
 REQUIREMENTS = ("sherpa-onnx-bin==2.0.1", "sherpa-onnx-core==2.0.1")
 NO_LIMIT = 100_000
-_START_S, _STOP_S = 900.0, 30.0
-"""Maximum seconds until a server accepts connections, and until it ends. On a busy machine, loading takes minutes."""
+_START_S, _STOP_S = 900.0, 30.0  # maximum seconds; on a busy machine, loading takes minutes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +63,7 @@ def our_server(
     kernels: str = "auto",
     arguments: Sequence[str] = (),
 ) -> Iterator[RunningServer]:
-    """Run `u2moe serve`, with more `arguments` if given.
-
-    `capacity`: maximum number of live streams; None: the server measures it. `cores`: those that the server may use, as
-    for taskset(1); None: all. `kernels`: value of the environment variable U2MOE_KERNELS.
-    """
+    """Run `u2moe serve` on `cores` (as for taskset; None: all). `capacity` is the limit of streams; None: measured."""
     port = free_port()
     command = ["env", f"{VARIABLE}={kernels}", sys.executable, "-m", "u2moe", "serve", str(bundle)]
     command += ["--port", str(port), *arguments, *([] if capacity is None else ["--capacity", str(capacity)])]
@@ -142,20 +137,14 @@ SAMPLE_RATE = 16_000
 BUFFER_S = 0.1
 _QUIET_S, _LAST_WAIT_S = 0.15, 60.0
 _SPREAD_S = 2.0  # seconds within which all speakers start
-_END_BUFFERS = 10
-"""Number of buffers at the end whose results do not count. These results depend on how much is decoded before the end
-is announced."""
+_END_BUFFERS = 10  # results of the last buffers do not count: they depend on when the end is announced
 
 Key = tuple[int, bool, str]  # a result: the number of its segment, whether it is final, and its text
 
 
 @dataclass(kw_only=True)
 class Received:
-    """Results received by one or several speakers.
-
-    The delay of a result begins when the buffer that makes it possible is sent, and ends when the result arrives. If
-    `lags` are large, the clients limit the measurement.
-    """
+    """Results received by speakers. Delays, in seconds, begin when the buffer that makes a result possible is sent."""
 
     partials: list[float] = field(default_factory=list)  # delays of partial results in seconds
     finals: list[float] = field(default_factory=list)  # those of final results

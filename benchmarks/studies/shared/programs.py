@@ -51,10 +51,7 @@ class Program:
     read: Callable[[str, str], list[Line]] = json_lines
 
     def run(self, files: Sequence[Path]) -> tuple[list[Line], float]:
-        """Run the program; return the parsed lines of its output and its peak resident memory in MB.
-
-        Raise RuntimeError, whose message ends with the program's stderr, if it fails.
-        """
+        """Run the program; return the lines of its output and its peak memory in MB. A failure is a RuntimeError."""
         with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
             command = [*self.command, *map(str, files)]
             process = subprocess.Popen(command, cwd=self.folder, stdout=output, stderr=errors)  # noqa: S603 - ours
@@ -91,9 +88,8 @@ def write_wav(file: Path, samples: npt.NDArray[np.float32], sample_rate: int) ->
 def make_environment(folder: Path, requirements: Sequence[str], version: str | None = "") -> dict[str, Any]:
     """Return the environment in `folder`. Create it if it is missing or has other requirements or another `version`.
 
-    Requirements are for pip. `version` is that of local requirements, such as a commit. The result has the path of the
-    interpreter, `python`, and `installed_bytes`, the size of the packages with their dependencies and models. Raise
-    RuntimeError, whose message ends with pip's stderr, if the requirements cannot be installed.
+    Requirements are for pip; `version` is that of local ones, such as a commit. The result has the interpreter's path,
+    `python`, and `installed_bytes`, the size of all packages with models. A RuntimeError ends with pip's stderr.
     """
     folder = folder.resolve()
     record, wanted = read_json(folder / "installed.json"), {"requirements": list(requirements), "version": version}

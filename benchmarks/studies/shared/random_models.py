@@ -30,8 +30,7 @@ SMALL, MIXTURE, LARGE = MODELS
 NAMES = {SMALL: "Dense-225M", MIXTURE: "MoE-1B", LARGE: "Dense-1B"}
 HALF = f"{MIXTURE}-half"  # `MIXTURE` with experts in every second block; see `thin_out`
 FLOAT = FLOAT32.name  # name of the folder of the float32 bundle
-OTHERS = ("8x1x1920", "16x2x960", "32x4x480")
-"""Mixtures with about as many parameters as `MIXTURE`, named experts x top-k x hidden units."""
+OTHERS = ("8x1x1920", "16x2x960", "32x4x480")  # as many parameters as `MIXTURE`: experts x top-k x hidden units
 SIZES = {**PRESETS, HALF: PRESETS[MIXTURE]}  # arguments of `random_config`
 for name in OTHERS:
     changes = dict(zip(("n_expert", "n_expert_activated", "linear_units"), map(int, name.split("x")), strict=True))

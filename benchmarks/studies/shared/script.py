@@ -48,10 +48,7 @@ def named(text: str) -> tuple[str, str]:
 
 
 def script(main: Main) -> Main:
-    """Decorate the last function of a module: if the module is run as a program, call it and exit with its code.
-
-    After an error, print one line to stderr and exit with 1.
-    """
+    """Decorate the last function: call it if the module is a program, and exit; after an error, print it in a line."""
     if main.__module__ == "__main__":
         try:
             sys.exit(main())
