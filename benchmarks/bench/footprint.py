@@ -28,11 +28,10 @@ report(import_s, *sys.argv[1:])
 def measure_footprint(
     bundles: Mapping[str, Bundle], audio: Path, *, settings: SessionSettings | None = None, repetitions: int = 3
 ) -> dict[str, dict[str, Any]]:
-    """Measure load time and memory in fresh processes. The bundles take turns.
+    """Measure load time and memory in fresh processes, in turn; docs/bench.md explains the result.
 
     Each process recognises the recording `audio` as a whole and, if the bundle can stream, as a stream. `settings` have
-    no `sess_options`. For each bundle, an extra process first loads the files into the system's cache. Return, for each
-    bundle, the spread of each value that `report` prints, and `disk`, with the size in bytes of its `files`.
+    no `sess_options`. For each bundle, an extra process first loads the files into the system's cache.
     """
     chosen = json.dumps(dataclasses.asdict(settings or SessionSettings()))
 

@@ -19,11 +19,7 @@ def measure_speed(
     transcripts: Sequence[str] = (),
     repetitions: int = 5,
 ) -> list[dict[str, Any]]:
-    """Recognise all recordings in every mode. The bundles take turns. Return an entry for each mode and bundle.
-
-    `probes` are bundles by name, `modes` those to measure for each, and `transcripts` the recordings', "" if unknown.
-    docs/bench.md explains the entries.
-    """
+    """Recognise recordings in every mode, in turn. Return entries by mode and bundle; docs/bench.md explains them."""
     meter = EnergyMeter()
 
     def measure(probe: Probe, mode: Mode) -> tuple[list[Observation], float | None]:

@@ -147,11 +147,7 @@ def _read(file: Path) -> str:
 
 
 class EnergyMeter:
-    """Meter of the energy that all processor packages use. `missing` says why it cannot be read; "" if it can.
-
-    On most Linux systems, only root can read it. `folder` has the powercap zones. Each has the files `name`,
-    `energy_uj` and `max_energy_range_uj`.
-    """
+    """Meter of the energy of all processor packages (zones in `folder`). `missing` says why it cannot be read."""
 
     def __init__(self, folder: Path = Path("/sys/class/powercap")) -> None:
         # The other zones are parts of packages, or count a package twice.

@@ -56,14 +56,10 @@ class Mode:
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """A call to the runtime that had work to do, usually because a chunk was complete.
-
-    `compute_s` are the seconds from the arrival of the last sample to the result. If audio is paced in real time, a
-    sample counts as arrived when it is due, so that the seconds include any backlog.
-    """
+    """A call to the runtime that had work to do, usually because a chunk was complete."""
 
     audio_s: float  # seconds of audio delivered so far
-    compute_s: float
+    compute_s: float  # seconds from the last sample (if paced: from when it is due, with any backlog) to the result
     tokens: tuple[int, ...]  # of the current utterance after the call
     segment: int  # index of the current utterance
     num_committed: int = 0  # number of its committed words

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -46,10 +47,7 @@ def show_progress(line: str) -> None:
 def interleaved(
     cases: Mapping[Key, Callable[[], Measured]], repetitions: int, *, warm_up: int = 1, title: str = "measurements"
 ) -> dict[Key, list[Measured]]:
-    """Call all cases in turn: A B A B, not A A B B. Return the results of each case in the order of the rounds.
-
-    Other processes and changes in the clock rate then affect all cases alike. `warm_up` rounds before are discarded.
-    """
+    """Call cases in turn, A B A B, so that the clock rate and other processes affect all alike. Return the results."""
     results: dict[Key, list[Measured]] = {key: [] for key in cases}
     begin = time.monotonic()
     for number in range(-warm_up, repetitions) if cases else ():
@@ -119,10 +117,4 @@ def _bootstrap(above: npt.NDArray[Any], below: npt.NDArray[Any], least: float) -
 
 def timed(call: Callable[[], object]) -> Callable[[], float]:
     """Return a function that calls `call` and returns the seconds that the call took."""
-
-    def seconds() -> float:
-        begin = time.perf_counter()
-        call()
-        return time.perf_counter() - begin
-
-    return seconds
+    return partial(mean_seconds, call, 0.0)

@@ -2,8 +2,8 @@
 
     python -m u2moe.benchmarks.studies.committed BUNDLE TEST.tsv ...
 
-Delays count only the audio that arrives after a word, not the time for computation. They are therefore the same on
-every machine. `u2moe bench` also measures the computation.
+docs/results/accuracy.md explains the delays. They are the same on every machine. `u2moe bench` also measures the
+computation.
 """
 
 from collections.abc import Mapping, Sequence

@@ -18,6 +18,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
@@ -191,23 +192,22 @@ def meanwhile(work: Callable[..., None], *given: Any) -> Iterator[None]:
         process.join()
 
 
-async def _health(port: int, found: list[float]) -> None:
-    while True:
-        begin = time.perf_counter()
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        await reader.read()
-        writer.close()
-        found.append(time.perf_counter() - begin)
-        await asyncio.sleep(HEALTH_S)
-
-
 def listen(server: RunningServer, buffers: Sequence[bytes], count: int, first: dict[load.Key, int]) -> dict[str, Any]:
     """Measure the latencies of the speakers' results and of repeated health checks, and the server's memory."""
     health: list[float] = []
 
+    async def check() -> None:
+        while True:
+            begin = time.perf_counter()
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            await reader.read()
+            writer.close()
+            health.append(time.perf_counter() - begin)
+            await asyncio.sleep(HEALTH_S)
+
     async def speak() -> load.Received:
-        checks = asyncio.create_task(_health(server.port, health))
+        checks = asyncio.create_task(check())
         try:
             return await load.speak_together(server.url, buffers, count, first)
         finally:
@@ -226,8 +226,7 @@ def guarded(cores: str | None, capacity: int | None) -> Iterator[RunningServer]:
         keys.write_text("".join([f"speakers {KEY}\n", *lines]), encoding="utf-8")
         options = ["--api-key", str(keys)]
         with load.our_server(DEMO_FOLDER, capacity=capacity, cores=cores, arguments=options) as server:
-            path = f"/sherpa?api_key={KEY}"
-            yield RunningServer(port=server.port, path=path, pid=server.pid, capacity=server.capacity)
+            yield replace(server, path=f"/sherpa?api_key={KEY}")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -2,14 +2,14 @@
 
     U2MOE_KERNELS=onnxruntime python -m u2moe.benchmarks.studies.quantizers BUNDLE SPEECH.tsv DEV.tsv [NAME=BUNDLE ...]
 
-Quantizers receive the encoder and the CTC head, and the recordings of SPEECH.tsv for calibration. Quantizers of other
-projects receive graphs of plain operators. Damage is measured on DEV.tsv with full context and without native kernels.
+Quantizers receive the encoder and the CTC head, those of other projects as graphs of plain operators, and the
+recordings of SPEECH.tsv for calibration. Damage is measured on DEV.tsv, with full context and without native kernels.
 Olive and Neural Compressor take part if installed (olive-ai, onnx-neural-compressor, prettytable, schema).
 
 A hard network computes the same float32 results as the original, bit for bit, but one in a hundred of its channels is
-32 to 256 times as large as in the original. Our recipes also quantize hard versions of the bundles NAME=BUNDLE, and a
-variant of BUNDLE whose routers hardly distinguish experts. For bundles with a limit on damage or size, the damage in
-both passes is measured twice: on the first two minutes of SPEECH.tsv, and on DEV.tsv, which is held out.
+32 to 256 times as large. Our recipes also quantize hard versions of the bundles NAME=BUNDLE, and a variant of BUNDLE
+whose routers hardly distinguish experts. For bundles with a limit on damage or size, the damage in both passes is
+measured on the first two minutes of SPEECH.tsv, and on DEV.tsv, which is held out.
 """
 
 import importlib

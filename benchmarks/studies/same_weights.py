@@ -60,60 +60,51 @@ class LoopedExperts(nn.Module):
         return output.view(x.shape)
 
 
-class TorchEncoder:
-    """A torch encoder of one stream, with numpy arrays, and `LoopedExperts` as mixtures of experts."""
-
-    def __init__(self, encoder: SpeechEncoder) -> None:
-        for module in list(encoder.modules()):
-            for name, part in list(module.named_children()):
-                if isinstance(part, MixtureOfExperts):
-                    setattr(module, name, LoopedExperts(part))
-        self.encoder = encoder
-
-    @torch.inference_mode()
-    def whole(self, frames: Frames) -> Frames:
-        """Encode an utterance [frames, mel] with full context. Return [time, dim]."""
-        output: Tensor = self.encoder(torch.from_numpy(frames[np.newaxis]), torch.tensor([len(frames)]))[0]
-        return cast("Frames", output[0].numpy())
-
-    @torch.inference_mode()
-    def stream(
-        self, chunks: list[Frames], caches: list[BlockCaches] | None = None, offset: int = 0
-    ) -> tuple[list[Frames], list[BlockCaches] | None, int]:
-        """Encode chunks [1, frames, mel] in order. Return their outputs, the caches and the next position."""
-        required, outputs = required_cache_size(CHUNK_SIZE, NUM_LEFT_CHUNKS), []
-        for chunk in chunks:
-            output, caches = self.encoder.forward_chunk(torch.from_numpy(chunk), offset, caches, required)
-            outputs.append(cast("Frames", output.numpy()))
-            offset += output.shape[1]
-        return outputs, caches, offset
+@torch.inference_mode()
+def stream(
+    encoder: SpeechEncoder, chunks: list[Frames], caches: list[BlockCaches] | None = None, offset: int = 0
+) -> tuple[list[Frames], list[BlockCaches] | None, int]:
+    """Encode chunks [1, frames, mel] in order. Return their outputs, the caches and the next position."""
+    required, outputs = required_cache_size(CHUNK_SIZE, NUM_LEFT_CHUNKS), []
+    for chunk in chunks:
+        output, caches = encoder.forward_chunk(torch.from_numpy(chunk), offset, caches, required)
+        outputs.append(cast("Frames", output.numpy()))
+        offset += output.shape[1]
+    return outputs, caches, offset
 
 
-def encoders(root: Path, model: str) -> tuple[Bundle, dict[str, Encoder | TorchEncoder]]:
+def encoders(root: Path, model: str) -> tuple[Bundle, dict[str, Encoder | SpeechEncoder]]:
     """Return a preset's float32 bundle, and an encoder for each key of `PEERS`. Missing bundles are made in `root`."""
     bundle, settings = make_bundle(model, FLOAT, root), SessionSettings(num_threads=1, kernels="onnxruntime")
     source = random_source(root / model)
     tensors = {name: torch.from_numpy(tensor.numpy()) for name, tensor in source.tensors.items()}  # draw only once
     network = replace(source, tensors=tensors).network()
     spread_routers(network)
+    for module in list(network.encoder.modules()):
+        for name, part in list(module.named_children()):
+            if isinstance(part, MixtureOfExperts):
+                setattr(module, name, LoopedExperts(part))
     torch.set_num_threads(1)
     return bundle, {
         INT8: make_bundle(model, "int8", root).load(settings).encoder,
         FLOAT32: bundle.load(settings).encoder,
-        TORCH: TorchEncoder(network.encoder),
+        TORCH: network.encoder,
     }
 
 
-def one_round(encoder: Encoder | TorchEncoder, mode: str, frames: Frames, bundle: Bundle) -> Run:
+def one_round(encoder: Encoder | SpeechEncoder, mode: str, frames: Frames, bundle: Bundle) -> Run:
     """Return a function that runs a round in a mode ("streaming", "full") and returns the output for each chunk."""
-    if mode == "full":
-        return lambda: [encoder.whole(frames)[None]]
     if isinstance(encoder, Encoder):
+        if mode == "full":
+            return lambda: [encoder.whole(frames)[None]]
         return workload.streaming_round(encoder, frames, 1, NUM_CHUNKS["streaming"])
+    if mode == "full":
+        whole, lengths = torch.from_numpy(frames[np.newaxis]), torch.tensor([len(frames)])
+        return cast("Run", torch.inference_mode()(lambda: [encoder(whole, lengths)[0].numpy()]))
     chunks = list(workload.complete_windows(bundle.manifest.model, frames))
-    _, caches, offset = encoder.stream(chunks[:NUM_WARM_CHUNKS])
+    _, caches, offset = stream(encoder, chunks[:NUM_WARM_CHUNKS])
     following = chunks[NUM_WARM_CHUNKS:][: NUM_CHUNKS["streaming"]]
-    return lambda: encoder.stream(following, caches, offset)[0]
+    return lambda: stream(encoder, following, caches, offset)[0]
 
 
 def measure(root: Path, model: str = MIXTURE) -> dict[str, Any]:

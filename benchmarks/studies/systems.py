@@ -117,12 +117,7 @@ def measure(
 
 
 def summary(rounds: Sequence[tuple[Sequence[Line], float]], num_files: int) -> dict[str, Any]:
-    """Summarise one recogniser from the output lines and memory of each round. A round processes all files twice.
-
-    `load_s` and `compute_s` are the seconds to load, and to process all files the second time, for each round.
-    `first_partial_s` and `final_s` are percentiles of the seconds from the start of a recording to the first text, and
-    from its end to the final text. `audio_s` is the duration of all files, and `peak_mb` the peak memory of all rounds.
-    """
+    """Summarise one recogniser from the output lines and memory of each round, which processes all files twice."""
     again = [lines[num_files:] for lines, _ in rounds]
     every = [line for lines in again for line in lines]
     return {

@@ -2,12 +2,9 @@
 
     python -m u2moe.benchmarks.studies.word_times BUNDLE WORDS.tsv ... --sentences SENTENCES.tsv
 
-Recordings of isolated words are joined with pauses of known length. A word begins where its recording becomes loud, and
-ends where it becomes quiet. These times are compared with the times of recognised words, and with those that `align`
-finds for the known text.
-
-Sentences are joined into an hour of audio. `align` should find each word at the same time as in its separate sentence.
-It should also detect one replaced word, or three missing words, in the text of each sentence.
+Isolated words are joined with pauses of known length. A word begins where its recording becomes loud, and ends where it
+becomes quiet. Sentences are joined into an hour of audio. `align` should find each word at the same time as in its
+separate sentence, and detect one replaced word, or three missing words, in the text of each sentence.
 """
 
 import json
