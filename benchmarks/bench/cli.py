@@ -61,7 +61,7 @@ def run_bench(args: argparse.Namespace) -> int:
         return _diverge(args, *map(Bundle.open, map(find_bundle, folders)))
     read = [compare.read_report(file) for file in reports]
     if limits and len(folders) + len(reports) < 2:
-        raise ValueError(f"{compare.LIMITS[next(iter(limits))].flag} needs two bundles or reports")
+        raise ValueError(f"{compare.FLAGS[next(iter(limits))]} needs two bundles or reports")
     if args.output:  # fail before the long measurement
         args.output.parent.mkdir(parents=True, exist_ok=True)
         try_to_write(args.output)
@@ -117,7 +117,6 @@ def _measure(args: argparse.Namespace, names: list[str], limits: Mapping[str, fl
 
 
 def _numbers(option: str, value: str | None) -> tuple[int, ...] | None:
-    """Return the comma-separated numbers of an option, without duplicates."""
     try:
         return tuple(dict.fromkeys(int(number) for number in value.split(","))) if value else None
     except ValueError as error:

@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from u2moe.benchmarks.bench.plan import FEWEST_ROUNDS, FORMAT, VERSION
 from u2moe.benchmarks.bench.terminal import MEMORY, STARTS, Report, count_threads, in_order, spread, table
@@ -19,6 +19,13 @@ _SECTIONS = ("machine", "plan", "providers", "audio", "bundles", "kernels", "spe
 _SECTIONS += ("rates", "bound")
 _FACTORS = ("real-time factor", "core-hours / hour", "word errors")  # measurements that have no unit
 _QUARTILES = ("median", "low", "high")
+LIMITS = {
+    "time": ("RATIO", "takes more than RATIO times as long as the second"),
+    "words": ("POINTS", "has a word error rate more than POINTS percentage points higher"),
+    "size": ("RATIO", "has more than RATIO times as many bytes as the second"),
+    "memory": ("RATIO", "needs more than RATIO times as much memory as the second"),
+}  # by kind of cost, the unit of a limit on it, and the end of the option's help
+FLAGS = {name: f"--fail-above-{name}" for name in LIMITS} | {"time": "--fail-above"}
 _WITHIN, _UNKNOWN = "within the spread", "too few rounds"
 
 
@@ -125,28 +132,12 @@ def values(report: Report) -> Values:
     return found
 
 
-class Limit(NamedTuple):
-    """An option with a limit on one kind of cost: its flag, the unit of its value, and the end of its help text."""
-
-    flag: str
-    unit: str
-    about: str
-
-
-LIMITS = {
-    "time": Limit("--fail-above", "RATIO", "takes more than RATIO times as long as the second"),
-    "words": Limit("--fail-above-words", "POINTS", "has a word error rate more than POINTS percentage points higher"),
-    "size": Limit("--fail-above-size", "RATIO", "has more than RATIO times as many bytes as the second"),
-    "memory": Limit("--fail-above-memory", "RATIO", "needs more than RATIO times as much memory as the second"),
-}
-
-
 def add_limits(parser: Options, experts: Options) -> None:
     """Add an option for each limit. Only the limit on time appears in the short help."""
-    for name, limit in LIMITS.items():
-        about = f"exit with status 1 if the first {limit.about}{'' if name == 'size' else ', beyond chance'}"
+    for name, (unit, end) in LIMITS.items():
+        about = f"exit with status 1 if the first {end}{'' if name == 'size' else ', beyond chance'}"
         place = parser if name == "time" else experts
-        place.add_argument(limit.flag, dest=f"most_{name}", type=_number, metavar=limit.unit, help=about)
+        place.add_argument(FLAGS[name], dest=f"most_{name}", type=_number, metavar=unit, help=about)
 
 
 def check_measurable(limits: Mapping[str, float], repetitions: int, transcripts: Sequence[str]) -> None:
@@ -154,7 +145,7 @@ def check_measurable(limits: Mapping[str, float], repetitions: int, transcripts:
     if limits.keys() & {"time", "memory"} and repetitions < FEWEST_ROUNDS:
         raise ValueError(f"repetitions must be at least {FEWEST_ROUNDS} for a time or memory limit, got {repetitions}")
     if "words" in limits and not any(transcripts):
-        raise ValueError(f"{LIMITS['words'].flag} needs recordings with transcripts")
+        raise ValueError(f"{FLAGS['words']} needs recordings with transcripts")
 
 
 def _number(text: str) -> float:
@@ -179,7 +170,7 @@ def verdicts(limits: Mapping[str, float], report: Report, other: Report | None =
             kind = "quartiles" if name == "memory" or (name == "time" and other is not None) else "95 %"
             interval = f" ({kind}: {found.low * scale:.3f} to {found.high * scale:.3f})" if found.count > 1 else ""
             relation = "more than" if fails else "within" if value <= most else "not significantly more than"
-            yield not fails, f"{what}: {value:.3f}{unit}{interval}, {relation} {LIMITS[name].flag} {most:g}"
+            yield not fails, f"{what}: {value:.3f}{unit}{interval}, {relation} {FLAGS[name]} {most:g}"
 
 
 def _costs(name: str, report: Report, other: Report | None) -> Iterator[tuple[str, Spread]]:

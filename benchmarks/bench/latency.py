@@ -56,7 +56,11 @@ def summary(observed: Sequence[Observation], vocabulary: Vocabulary, chunk_s: fl
             revised += segment.revised
             num_shown, num_changed = flicker(segment, events, vocabulary)
             shown, changed = shown + num_shown, changed + num_changed
-    result |= {name: _parts(found) for name, found in waits.items() if found}
+    for name, found in waits.items():
+        if found:
+            algorithmic, compute = zip(*found, strict=True)
+            parts = {"algorithmic": algorithmic, "compute": compute, "total": [sum(wait) for wait in found]}
+            result[name] = {part: percentiles(seconds) for part, seconds in parts.items()}
     if shown:
         result |= {"flicker": changed / shown, "revised": revised / max(len(waits["word_s"]), 1)}
     return result
@@ -103,9 +107,3 @@ def commitments(segment: Result, events: Sequence[Event], final: Event) -> list[
         event = next((event for event in events if event.num_committed > number), final)
         waits.append((event.audio_s - word.end, event.compute_s))
     return waits
-
-
-def _parts(waits: Sequence[Wait]) -> dict[str, Any]:
-    algorithmic, compute = zip(*waits, strict=True)
-    parts = {"algorithmic": algorithmic, "compute": compute, "total": [sum(wait) for wait in waits]}
-    return {name: percentiles(part) for name, part in parts.items()}

@@ -14,7 +14,6 @@ STARTS = {"import_s": "import", "verify_s": "verify", "load_s": "load", "first_s
 MEMORY = {"imported_bytes": "imported", "loaded_bytes": "loaded", "peak_bytes": "peak"}  # titles of a report's keys
 
 _CHUNKS = ["mode", "threads", "bundle", "p50", "p90", "p95", "p99", "budget", "late"]
-_BUSY = 0.2
 
 
 def describe(report: Report) -> str:
@@ -59,7 +58,7 @@ def _head(report: Report) -> Iterator[str]:
     files, seconds = report["audio"]["files"], report["audio"]["seconds"]
     rounds = f"{plan['warm_up']} warm-up round, then {plan['repetitions']}: medians (quartiles)"
     yield f"{report['time']}, recordings: {len(files)}, {seconds:.1f} s in total, {rounds}"
-    if (used := report.get("other_cores")) is not None and used > _BUSY:
+    if (used := report.get("other_cores")) is not None and used > 0.2:
         yield f"other processes used {used:.1f} cores during the run: measure again on an idle machine"
     if chosen := report.get("decoding"):
         yield f"decoding: {', '.join(f'{name} {value}' for name, value in chosen.items())}"

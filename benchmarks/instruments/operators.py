@@ -38,6 +38,8 @@ _INT4_BLOCK = 32
 _FEWEST_TERMS = 4  # least inner dimension of a product; smaller ones only add up values, as of experts
 
 Shape = tuple[int, ...]
+Site = tuple[str, str]  # operator of a node, and the name of the node, or of its function call, in the main graph
+Run = Callable[[Model], object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,16 +57,8 @@ class Kernel:
     parameter_bytes: int = 0  # of the constants that the node reads, except those that onnxruntime packed earlier
 
 
-Site = tuple[str, str]  # operator of a node, and the name of the node, or of its function call, in the main graph
-
-
 def profile(
-    bundle: Bundle,
-    run: Callable[[Model], object],
-    kernels: Mapping[str, Kernels],
-    *,
-    num_threads: int = 1,
-    repetitions: int = 3,
+    bundle: Bundle, run: Run, kernels: Mapping[str, Kernels], *, num_threads: int = 1, repetitions: int = 3
 ) -> list[list[Kernel]]:
     """Profile several runs after a warm-up run. Return the `Kernel` records, one list per run.
 
@@ -86,7 +80,7 @@ def profile(
 
 
 def profiled_events(
-    bundle: Bundle, settings: SessionSettings, run: Callable[[Model], object], kernels: Mapping[str, Kernels]
+    bundle: Bundle, settings: SessionSettings, run: Run, kernels: Mapping[str, Kernels]
 ) -> dict[str, list[dict[str, Any]]]:
     """Call `run` with a model whose sessions are profiled. Return the events of each graph's kernels, by its name."""
     with tempfile.TemporaryDirectory() as folder:

@@ -20,8 +20,7 @@ from u2moe.runtime.model.settings import SessionSettings
 Array = npt.NDArray[Any]
 
 KERNELS = {"integer": "MatMulIntegerToFloat", "float": "MatMul"}
-"""Operators to measure. "integer" multiplies uint8 tokens by int8 weights with a scale per column, like quantized
-bundles. "float" multiplies float32 tokens by float32 weights."""
+"""Operators to measure, with uint8 tokens and int8 weights that have a scale per column, and with float32 numbers."""
 NATIVE = "Int8Linear"
 PRODUCTS = ((64, 512, 512), (256, 256, 256), (256, 512, 512), (512, 1024, 1024))  # [rows, in, out], fit into the cache
 BEYOND_CACHE = 640_000_000  # bytes of weights that no cache can hold

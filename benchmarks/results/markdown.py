@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 from u2moe.benchmarks.instruments.statistics import Spread
 
+_BEGIN = re.compile(r"<!-- begin ([\w.-]+) -->")
+_MARKED = re.compile(r"<!-- begin (?P<name>[\w.-]+) -->(?P<old>.*?)<!-- end (?P=name) -->", re.DOTALL)
+
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]], *, left: int = 1) -> str:
     """Return a Markdown table. Its first `left` columns are aligned left, the others right."""
@@ -52,10 +55,6 @@ class Target:
             value += f" ({short(self.found.low)}-{short(self.found.high)})"
         verdict = "met" if self.met else f"**missed** by {abs(self.value / self.limit - 1):.1%}"
         return self.name, self.where, value, f"{'≤' if self.at_most else '≥'} {limit}", verdict
-
-
-_BEGIN = re.compile(r"<!-- begin ([\w.-]+) -->")
-_MARKED = re.compile(r"<!-- begin (?P<name>[\w.-]+) -->(?P<old>.*?)<!-- end (?P=name) -->", re.DOTALL)
 
 
 def names(text: str, page: str) -> list[str]:

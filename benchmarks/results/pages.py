@@ -22,13 +22,10 @@ from u2moe.benchmarks.studies.shared.script import script
 
 NOT_MEASURED = "(not measured)"
 
-Values = dict[str, dict[str, str]]
 
-
-def all_values(folder: Path) -> Values:
+def all_values(folder: Path) -> dict[str, dict[str, str]]:
     """Return the values of each results file in `folder`, and those of the targets."""
-    found: Values = {}
-    targets: list[Target] = []
+    found, targets = dict[str, dict[str, str]](), list[Target]()
     for name in study_names():
         found[name] = {}
         if results := read_json(folder / f"{name}.json"):

@@ -78,7 +78,6 @@ def _row(content: Mapping[str, Any], case: Case) -> list[str]:
 
 
 def _page(content: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a table for each format and engine, with ratios to Dense-225M in brackets."""
     yield measured(content)
     sizes = ("parameters/active, millions", "experts per chunk", "files, MB", "memory, MB")
     for cases in groups():

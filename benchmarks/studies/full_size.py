@@ -92,10 +92,8 @@ STARTED = {case.key: case for case in (*CASES, PACKED)}
 def measure(root: Path) -> dict[str, Any]:
     """Take all measurements of this study on this machine.
 
-    `touched` is the mean number of experts that a chunk uses, and `seconds` has those of each round, by mode and case.
-    `bounds` and `starts` are results of `bounds_of` by mode and case, and of `starts_of` by case. `threads` has the
-    bytes read (`read`) and multiply-adds (`multiply`) per second by number of threads, and `found`, the results of
-    `two_threads` by case.
+    `seconds` and `bounds` (see `bounds_of`) are by mode and case, `starts` (see `starts_of`) by case. `threads` has the
+    bytes read and multiply-adds per second by number of threads, and `found`, the results of `two_threads` by case.
     """
     chosen = choose_kernels("auto", [CPU])
     cases = [case for case in CASES if chosen.native or case.kernels == PLAIN]

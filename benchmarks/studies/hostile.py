@@ -39,6 +39,13 @@ from u2moe.runtime.bundle_location import DEMO_FOLDER
 
 NUM_STREAMS = 8  # maximum number of streams of each attack's key
 MEGABYTE = 1 << 20
+KEY = "key-of-speakers"
+SLOWER = {"slower": (0, True), "slower, few speakers": (0, False), "slower, lower priority": (10, True)}
+"""Niceness of the busy process, and whether the speakers fill the server's capacity."""
+MIXTURE = "all together"
+MOST_SLOWER = 1.2  # maximum ratio of latencies during and before attacks
+HEALTH_S = 0.05
+_AHEAD_S = 2.0
 ELSEWHERE = ("127.0.0.2", 0)  # Address from which attackers connect. Speakers and the health check use another address.
 _POST = "POST /v1/audio/transcriptions?{} HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x"
 _PART = '--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
@@ -153,15 +160,6 @@ def attack(has_begun: Event, port: int, names: Sequence[str]) -> None:
         await asyncio.gather(*(again(name) for name in names for _ in range(ATTACKS[name][0])))
 
     asyncio.run(everyone())
-
-
-KEY = "key-of-speakers"
-SLOWER = {"slower": (0, True), "slower, few speakers": (0, False), "slower, lower priority": (10, True)}
-"""Niceness of the busy process, and whether the speakers fill the server's capacity."""
-MIXTURE = "all together"
-MOST_SLOWER = 1.2  # maximum ratio of latencies during and before attacks
-HEALTH_S = 0.05
-_AHEAD_S = 2.0
 
 
 def burn(has_begun: Event, cores: Sequence[int], niceness: int) -> None:

@@ -44,6 +44,7 @@ GROUP = 50  # number of commands in a grammar
 CONDITIONS = {"without": "none", "hotwords": "hotwords", "grammar": "grammar", "with_rest": "grammar with [unk]"}
 RATE = 16_000
 Samples = npt.NDArray[np.float32]
+Lists = dict[str, Sequence[str]]  # Hotwords by condition. The condition "without" has none.
 
 
 def counted(transcript: str, text: str, rare: set[str], hotwords: Sequence[str]) -> dict[str, int]:
@@ -66,9 +67,6 @@ def others(everywhere: Sequence[str], said: set[str], num: int, random: np.rando
     """Return up to `num` random rare words that are not in `said`."""
     drawn = [everywhere[position] for position in random.permutation(len(everywhere))[: num + len(said)].tolist()]
     return [word for word in drawn if word not in said][:num]
-
-
-Lists = dict[str, Sequence[str]]  # Hotwords by condition. The condition "without" has none.
 
 
 def lists_of_each(recordings: Sequence[Recording], list_len: int) -> Iterator[Lists]:

@@ -48,6 +48,27 @@ from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 from u2moe.runtime.text.word_errors import edit_distance
 
 GRAPHS = ("encoder", "ctc")
+SETTINGS = SessionSettings(num_threads=1, kernels="onnxruntime")
+NUM_TIMINGS, STATIC_FRAMES, NUM_FRAMES = 3, 3000, 6000
+"""Timings of the longest recording; frames for static calibration, joined as histograms need it, and for judging."""
+LEAST, MOST = 5, 8  # exponents of the outlier factors, which are 32 to 256
+NEAR = 1 / 64  # factor that shrinks the differences between router weights of four experts, for near ties
+PLAIN, HARD = "plain", "hard"
+TITLES = {HARD: "demo model, outliers", "near ties": "demo model, near ties"}
+MAX_DAMAGE = 0.005
+OURS = {"int8": (False, None), "int8, calibrated": (True, None), "int8, repaired": (True, Goal(max_damage=MAX_DAMAGE))}
+"""Variants of int8: whether it is calibrated, and its goal, for which harmful layers stay in 16 bits."""
+LIMITS = {
+    "--max-damage 0.5": (PLAIN, "int4", Goal(max_damage=0.005)),
+    "--recipe int8 --max-damage 0.5": (PLAIN, "int8", Goal(max_damage=0.005)),
+    "the same, outliers": (HARD, "int8", Goal(max_damage=0.005)),
+    "--max-damage 2": (PLAIN, "int4", Goal(max_damage=0.02)),
+    "--max-size 9": (PLAIN, "int4", Goal(max_bytes=9e6)),
+}
+"""By title: a network, the format with which the search for a bundle starts, and the limit for the bundle."""
+CHOSEN_FRAMES, KEPT_FRAMES = 12_000, 60_000  # maximum frames of SPEECH.tsv and DEV.tsv to judge limits
+COSTS = ("bytes", 1e6, 1), ("ms", 1, 0), ("seconds", 1, 0)
+Frames = np.ndarray[Any, np.dtype[np.float32]]
 
 
 class Feeds(quantization.CalibrationDataReader):  # type: ignore[misc]
@@ -126,29 +147,6 @@ def plain_model(bundle: Bundle, files: Sequence[Path]) -> tuple[Model, list[_Pla
     sessions = [_Plain(file) for file in files]
     encoder, ctc = (cast("Session", session) for session in sessions)
     return Model(bundle.manifest, encoder, ctc, None), sessions
-
-
-SETTINGS = SessionSettings(num_threads=1, kernels="onnxruntime")
-NUM_TIMINGS, STATIC_FRAMES, NUM_FRAMES = 3, 3000, 6000
-"""Timings of the longest recording; frames for static calibration, joined as histograms need it, and for judging."""
-LEAST, MOST = 5, 8  # exponents of the outlier factors, which are 32 to 256
-NEAR = 1 / 64  # factor that shrinks the differences between router weights of four experts, for near ties
-PLAIN, HARD = "plain", "hard"
-TITLES = {HARD: "demo model, outliers", "near ties": "demo model, near ties"}
-MAX_DAMAGE = 0.005
-OURS = {"int8": (False, None), "int8, calibrated": (True, None), "int8, repaired": (True, Goal(max_damage=MAX_DAMAGE))}
-"""Variants of int8: whether it is calibrated, and its goal, for which harmful layers stay in 16 bits."""
-LIMITS = {
-    "--max-damage 0.5": (PLAIN, "int4", Goal(max_damage=0.005)),
-    "--recipe int8 --max-damage 0.5": (PLAIN, "int8", Goal(max_damage=0.005)),
-    "the same, outliers": (HARD, "int8", Goal(max_damage=0.005)),
-    "--max-damage 2": (PLAIN, "int4", Goal(max_damage=0.02)),
-    "--max-size 9": (PLAIN, "int4", Goal(max_bytes=9e6)),
-}
-"""By title: a network, the format with which the search for a bundle starts, and the limit for the bundle."""
-CHOSEN_FRAMES, KEPT_FRAMES = 12_000, 60_000  # maximum frames of SPEECH.tsv and DEV.tsv to judge limits
-COSTS = ("bytes", 1e6, 1), ("ms", 1, 0), ("seconds", 1, 0)
-Frames = np.ndarray[Any, np.dtype[np.float32]]
 
 
 def with_outliers(bundle: Bundle, folder: Path) -> Bundle:
@@ -240,9 +238,7 @@ def ours(bundle: Bundle, speech: Sequence[Path], features: Sequence[Frames], fol
     return found
 
 
-def limited(
-    bundle: Bundle, name: str, lists: Mapping[str, Sequence[Path]], folder: Path
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def limited(bundle: Bundle, name: str, lists: Mapping[str, Sequence[Path]], folder: Path) -> Iterator[tuple[str, Any]]:
     """Yield the title, damage and costs of a bundle made for each limit of a network with the first of `lists`."""
     reference, limits = bundle.load(SETTINGS), dict(zip(lists, (CHOSEN_FRAMES, KEPT_FRAMES), strict=True))
     for title, (_, kind, goal) in ((title, own) for title, own in LIMITS.items() if own[0] == name):

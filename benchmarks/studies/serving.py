@@ -29,6 +29,7 @@ from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.model.native import CPU, choose_kernels
 
 STREAMS = (64, 96, 128, 160, *range(192, 321, 16))
+Server = contextlib.AbstractContextManager[RunningServer]
 KERNELS = {OURS: "onnxruntime", OURS_NATIVE: "native"}
 LIMIT_S = 0.3  # maximum p95 of the delays of partial and final results, in seconds
 MOST_MISSING = 0.01  # Maximum share of missing results. A late result is missing if a newer one replaces it.
@@ -59,9 +60,6 @@ def summary(received: Received) -> dict[str, Any]:
         "missing": 1 - num_found / received.num_expected if received.num_expected else 0.0,
         "num_refused": received.num_refused, "failures": failures[:5], "num_failed": len(failures),
     }  # fmt: skip
-
-
-Server = contextlib.AbstractContextManager[RunningServer]
 
 
 def ours(args: argparse.Namespace, name: str, capacity: int | None) -> Server:

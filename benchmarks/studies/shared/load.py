@@ -36,6 +36,12 @@ from u2moe.runtime.model.native import VARIABLE
 OURS, OURS_NATIVE, THEIRS = "u2moe", "u2moe with native kernels", "sherpa-onnx"
 REQUIREMENTS = ("sherpa-onnx-bin==2.0.1", "sherpa-onnx-core==2.0.1")
 NO_LIMIT = 100_000
+SAMPLE_RATE = 16_000
+BUFFER_S = 0.1
+_QUIET_S, _LAST_WAIT_S = 0.15, 60.0
+_SPREAD_S = 2.0  # seconds within which all speakers start
+_END_BUFFERS = 10  # results of the last buffers do not count: they depend on when the end is announced
+Key = tuple[int, bool, str]  # a result: the number of its segment, whether it is final, and its text
 _START_S, _STOP_S = 900.0, 30.0  # maximum seconds; on a busy machine, loading takes minutes
 
 
@@ -133,15 +139,6 @@ def _process(
                 process.wait()
 
 
-SAMPLE_RATE = 16_000
-BUFFER_S = 0.1
-_QUIET_S, _LAST_WAIT_S = 0.15, 60.0
-_SPREAD_S = 2.0  # seconds within which all speakers start
-_END_BUFFERS = 10  # results of the last buffers do not count: they depend on when the end is announced
-
-Key = tuple[int, bool, str]  # a result: the number of its segment, whether it is final, and its text
-
-
 @dataclass(kw_only=True)
 class Received:
     """Results received by speakers. Delays, in seconds, begin when the buffer that makes a result possible is sent."""
@@ -152,11 +149,6 @@ class Received:
     num_refused: int = 0  # number of speakers that the server refused
     failures: list[str] = field(default_factory=list)  # messages of other errors
     lags: list[float] = field(default_factory=list)  # seconds by which buffers were sent too late
-
-    def add(self, other: Received) -> None:
-        """Add the results of another speaker."""
-        for name, value in vars(other).items():
-            setattr(self, name, getattr(self, name) + value)
 
 
 def speech_buffers(seconds: float) -> list[bytes]:
@@ -205,7 +197,8 @@ async def speak_together(
     delays = random.uniform(0, _SPREAD_S, count) + _SPREAD_S * (np.arange(count) // (num_slots or count))
     received = Received()
     for result in await asyncio.gather(*(speak(url, buffers, float(delay), first) for delay in delays)):
-        received.add(result)
+        for name, value in vars(result).items():
+            setattr(received, name, getattr(received, name) + value)
     return received
 
 
