@@ -15,8 +15,8 @@ from u2moe.runtime.cli.options import Options
 Values = dict[tuple[str, ...], Mapping[str, float]]
 
 _MACHINE = ("processor", "usable_cores", "onnxruntime", "u2moe", "commit", "system", "python", "numpy")
-_SECTIONS = ("machine", "plan", "providers", "audio", "bundles", "kernels", "speed", "latency", "footprint", "experts")
-_SECTIONS += ("rates", "bound")
+_SECTIONS = ["machine", "plan", "providers", "audio", "bundles", "kernels", "speed", "latency", "footprint", "experts"]
+_SECTIONS += ["rates", "bound"]
 _FACTORS = ("real-time factor", "core-hours / hour", "word errors")  # measurements that have no unit
 _QUARTILES = ("median", "low", "high")
 LIMITS = {
