@@ -15,6 +15,7 @@ import types
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -274,6 +275,9 @@ class _Wire:
 
     def __init__(self, connection: PacedConnection, transport: asyncio.Transport) -> None:
         self._connection, self._transport = connection, transport
+        self.close, self.set_protocol = connection.close, connection.replace
+        self.pause_reading = partial(connection.hold, is_held=True)
+        self.resume_reading = partial(connection.hold, is_held=False)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -284,18 +288,6 @@ class _Wire:
     def write(self, data: bytes) -> None:
         if not self.is_closing():
             self._transport.write(data)
-
-    def close(self) -> None:
-        self._connection.close()
-
-    def pause_reading(self) -> None:
-        self._connection.hold(True)  # noqa: FBT003
-
-    def resume_reading(self) -> None:
-        self._connection.hold(False)  # noqa: FBT003
-
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        self._connection.replace(protocol)
 
 
 @types.coroutine
