@@ -7,18 +7,12 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float32]
-WEIGHT_LEVELS = 127
-"""Weights in int8 are integers from -WEIGHT_LEVELS to WEIGHT_LEVELS."""
-ACTIVATION_LEVELS = 127
-"""Activations are uint8 values at most this far from `ACTIVATION_ZERO`."""
-ACTIVATION_ZERO = 128
-"""The uint8 value that represents 0."""
-POSITIVE_LEVELS = 255
-"""Largest uint8 value of activations that are never negative, as in the front end. Their zero point is 0."""
-NOTHING = 1e-30
-"""Weights up to this magnitude become zero because their scale would be subnormal."""
-INT4_ZEROS = (6, 7, 8, 9)
-"""Possible zero points of a block of 4-bit weights, whose integers range from 0 to 15."""
+WEIGHT_LEVELS = 127  # weights in int8 are integers from -WEIGHT_LEVELS to WEIGHT_LEVELS
+ACTIVATION_LEVELS = 127  # activations are uint8 values at most this far from `ACTIVATION_ZERO`
+ACTIVATION_ZERO = 128  # the uint8 value that represents 0
+POSITIVE_LEVELS = 255  # largest uint8 value of activations that are never negative; their zero point is 0
+NOTHING = 1e-30  # weights up to this magnitude become zero because their scale would be subnormal
+INT4_ZEROS = (6, 7, 8, 9)  # possible zero points of a block of 4-bit weights, whose integers range from 0 to 15
 
 
 class Int8(NamedTuple):

@@ -21,17 +21,12 @@ from u2moe.runtime.errors import ProviderError, QuantizationError
 from u2moe.runtime.model.features import fbank
 from u2moe.runtime.model.model import Model
 
-MOST = 0.1
-"""Share of changed tokens above which a bundle is considered broken."""
-MOST_NATS, FEWEST_TOKENS = 0.01, 10
-"""The limit in nats per frame that replaces `MOST` if there are fewer than `FEWEST_TOKENS` tokens."""
-NUM_NAMED, MEASURED_FRAMES, HEARD_FRAMES = 3, 400, 1500
-"""`NUM_NAMED`: maximum number of layers, and of recordings, that a message names. `MEASURED_FRAMES` and
-`HEARD_FRAMES`: maximum number of feature frames for measuring layers, and for recognition without a report."""
-CLIPS = DEMO_FOLDER / "clips"
-"""The demo model's recordings, if it is installed."""
-NOISE_S, NUM_NOISES = 2, 3
-"""Duration of a noise signal in seconds, and number of signals."""
+MOST = 0.1  # share of changed tokens above which a bundle is considered broken
+MOST_NATS, FEWEST_TOKENS = 0.01, 10  # with fewer tokens, this limit in nats per frame replaces `MOST`
+NUM_NAMED = 3  # maximum number of layers, and of recordings, that a message names
+MEASURED_FRAMES, HEARD_FRAMES = 400, 1500  # maximum frames for measuring layers, and for recognition without a report
+CLIPS = DEMO_FOLDER / "clips"  # the demo model's recordings, if it is installed
+NOISE_S, NUM_NOISES = 2, 3  # duration of a noise signal in seconds, and number of signals
 
 
 def noise(manifest: Manifest) -> list[Array]:

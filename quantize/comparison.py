@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -17,11 +16,9 @@ from u2moe.runtime.decoding.rescoring import attention_rescoring
 from u2moe.runtime.model.model import Model
 from u2moe.runtime.text.word_errors import edit_distance
 
-DOUBT = 0.05
-"""Probability that the value lies outside an interval: half of this probability on each side."""
+DOUBT = 0.05  # probability that the value lies outside an interval: half of this probability on each side
 PASSES = ("greedy", "second_pass")
-MOST_SCORES = 1 << 23
-"""Maximum number of log-probabilities that one run of the decoders may compute. It limits the hypotheses per run."""
+MOST_SCORES = 1 << 23  # maximum log-probabilities of one run of the decoders, which limits its hypotheses
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ class Difference:
 
     def scaled(self, share: float) -> Difference:
         """Return the difference expected if the divergence is multiplied by `share`. Edits scale with sqrt(`share`)."""
-        return dataclasses.replace(self, edits=self.edits * math.sqrt(share), divergences=self.divergences * share)
+        return replace(self, edits=self.edits * math.sqrt(share), divergences=self.divergences * share)
 
     def summary(self) -> dict[str, Any]:
         """Return the written bundle's entries for the damage section of the report."""
@@ -125,17 +122,13 @@ def _variance(values: Array, sizes: Array) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Heard:
-    """A model's results for a recording: output of the encoder [time, dim], log-probabilities [time, vocab], and texts.
+    """A model's results for a recording."""
 
-    `texts` contains the tokens of the best result, for each of `PASSES` that the model has. `hypotheses` are those of
-    the prefix beam search, best first, with a combined score of both passes each; without a decoder, there are none.
-    """
-
-    output: Array
-    log_probs: Array
-    hypotheses: Sequence[Hypothesis]
-    scores: Array
-    texts: Sequence[Sequence[int]]
+    output: Array  # of the encoder [time, dim]
+    log_probs: Array  # [time, vocab]
+    hypotheses: Sequence[Hypothesis]  # of the prefix beam search, best first; none without a decoder
+    scores: Array  # combined score of both passes for each hypothesis
+    texts: Sequence[Sequence[int]]  # tokens of the best result, for each of `PASSES` that the model has
 
 
 def hear(model: Model, frames: Array) -> Heard:

@@ -24,13 +24,10 @@ from u2moe.quantize.passes.halves import read_single
 from u2moe.quantize.picture import bar_picture
 from u2moe.runtime.bundle_folder import Bundle
 
-OUTLIER = 8.0
-"""A channel is an outlier if its largest magnitude exceeds this many times the median over channels."""
+OUTLIER = 8.0  # a channel is an outlier if its largest magnitude exceeds this many times the median over channels
 SHOWN_OUTLIERS, SHOWN_LAYERS = 8, 12
-MOST_THREADS, MOST_BYTES = 4, 60_000_000
-"""Maximum number of recordings measured in parallel, and maximum total bytes of their decoder outputs."""
-PIECE = 1 << 20
-"""Number of values whose errors are summed at a time, in float64."""
+MOST_THREADS, MOST_BYTES = 4, 60_000_000  # maximum recordings measured in parallel, and bytes of decoder outputs
+PIECE = 1 << 20  # number of values whose errors are summed at a time, in float64
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -51,27 +48,21 @@ class LayerDamage:
 
 @dataclass(frozen=True, kw_only=True)
 class Damage:
-    """The damage of each layer, in the order of the graphs, on `frames` encoder frames used to choose formats.
+    """The damage of each layer, in the order of the graphs, on `frames` encoder frames used to choose formats."""
 
-    `divergence` is that of both passes from float32, in nats per frame, with all layers in their smallest formats.
-    """
-
-    divergence: float
+    divergence: float  # of both passes from float32, in nats per frame, with all layers in their smallest formats
     frames: int
     layers: Sequence[LayerDamage]
 
 
 @dataclass(frozen=True)
 class _Reference:
-    """Features [frames, mel] of a recording, its float32 results and, for each graph, the feeds of every run."""
-
-    frames: Array
-    heard: Heard
-    feeds: Mapping[str, Sequence[Values]]
+    frames: Array  # features of a recording [frames, mel]
+    heard: Heard  # its float32 results
+    feeds: Mapping[str, Sequence[Values]]  # of every run, by graph
 
 
-Run = tuple[Values, Values]
-"""One run of a graph for a recording: the feeds of the run, and the values before one of the graph's parts."""
+Run = tuple[Values, Values]  # feeds of a graph's run for a recording, and the values before one of its parts
 
 
 class DamageMeter:

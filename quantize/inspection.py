@@ -38,15 +38,11 @@ def inspect_bundle(path: str | os.PathLike[str]) -> dict[str, Any]:
         groups.update(graph["parameters"])
     total, active = _numbers(graphs)
     return {
-        "path": str(bundle.path),
-        "manifest": dataclasses.asdict(bundle.manifest),
-        "decoding": plain(bundle.manifest.decoding),
-        "parameters": dict(groups.most_common()),
-        "num_parameters": total,
-        "num_active_parameters": active,
-        "graphs": graphs,
+        "path": str(bundle.path), "manifest": dataclasses.asdict(bundle.manifest),
+        "decoding": plain(bundle.manifest.decoding), "parameters": dict(groups.most_common()),
+        "num_parameters": total, "num_active_parameters": active, "graphs": graphs,
         "kernels": _kernels_here(bundle).data(),
-    }
+    }  # fmt: skip
 
 
 def count_parameters(bundle: Bundle) -> dict[str, int] | None:

@@ -4,9 +4,10 @@ Converted weights are computed lazily, one at a time, when the graph is saved.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -60,18 +61,24 @@ def stored_value(value: ir.Value) -> ir.Value:
 
 def swap(model: ir.Model, node: ir.Node, function: ir.Function, inputs: Sequence[ir.Value]) -> None:
     """Turn a node into a call of another function; the node keeps its outputs."""
-    called, node.name, attributes = _defined(model, node, function)
-    node.op_type = called.name
+    called, node.name = _defined(model, node, function)
+    turn_into(node, called.name, inputs, function.meta[ATTRIBUTES])
+
+
+def turn_into(node: ir.Node, op_type: str, inputs: Sequence[ir.Value], attributes: Mapping[str, Any]) -> None:
+    """Make a node call another operator of its domain; the node keeps its outputs."""
+    node.op_type = op_type
     node.resize_inputs(len(inputs))
     for index, value in enumerate(inputs):
         node.replace_input_with(index, value)
     node.attributes.clear()
-    node.attributes.update({attribute.name: attribute for attribute in attributes})
+    node.attributes.update({made.name: made for made in ir.convenience.convert_attributes(attributes)})
 
 
 def insert(model: ir.Model, before: ir.Node, function: ir.Function, inputs: Sequence[ir.Value]) -> Sequence[ir.Value]:
     """Insert a call before a node, in the node's scope; return the outputs of the call."""
-    called, name, attributes = _defined(model, before, function)
+    called, name = _defined(model, before, function)
+    attributes = ir.convenience.convert_attributes(function.meta[ATTRIBUTES])
     call = ir.Node(called.domain, called.name, inputs, attributes, num_outputs=len(called.outputs), name=name)
     for output, parameter in zip(call.outputs, called.outputs, strict=True):
         output.name = f"{call.name}/{parameter.name}"
@@ -79,28 +86,23 @@ def insert(model: ir.Model, before: ir.Node, function: ir.Function, inputs: Sequ
     return call.outputs
 
 
-def _defined(model: ir.Model, near: ir.Node, function: ir.Function) -> tuple[ir.Function, str, Sequence[ir.Attr]]:
-    """Define a function in a graph; return it, the name of a call in the scope of `near`, and the call's attributes."""
+def _defined(model: ir.Model, near: ir.Node, function: ir.Function) -> tuple[ir.Function, str]:
+    """Define a function in a graph; return it, and the name of a call in the scope of `near`."""
     called = define(model.functions, function)
     for domain, version in {called.domain: 1, **called.opset_imports}.items():
         model.graph.opset_imports.setdefault(domain, version)
-    name = (near.name or "").rsplit("/", 1)[0] + f"/{called.name}"
-    return called, name, ir.convenience.convert_attributes(function.meta[ATTRIBUTES])
+    return called, (near.name or "").rsplit("/", 1)[0] + f"/{called.name}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertLayer:
-    """A call of a mixture of experts in a float32 graph.
-
-    `x` [..., dim] is the layer's input, and `gate` [dim, experts] the weight of its router. Each of `experts` consists
-    of the weights [dim, hidden] and [hidden, dim] of its two products, each with a bias after it if there are biases.
-    """
+    """A call of a mixture of experts in a float32 graph."""
 
     node: ir.Node
     mixture: Mixture
-    x: ir.Value
-    gate: ir.Value
-    experts: Sequence[Sequence[ir.Value]]
+    x: ir.Value  # input [..., dim]
+    gate: ir.Value  # weight of the router [dim, experts]
+    experts: Sequence[Sequence[ir.Value]]  # weights [dim, hidden] and [hidden, dim], each with any bias after it
 
 
 def expert_layers(model: ir.Model) -> list[ExpertLayer]:
@@ -136,28 +138,21 @@ def _mixture(node: ir.Node) -> Mixture | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """A weight that was replaced, and its group in `contract.WEIGHT_GROUPS`.
-
-    `original` reads the float32 weight, in the layout of the new weight. `restored` computes float32 weights from the
-    stored integers and `parts`, which are name suffixes of initializers.
-    """
+    """A weight that was replaced, and its group in `contract.WEIGHT_GROUPS`."""
 
     group: str
-    original: Callable[[], Array]
-    parts: Sequence[str]
-    restored: Callable[..., Array]
+    original: Callable[[], Array]  # reads the float32 weight, in the layout of the new weight
+    parts: Sequence[str]  # name suffixes of initializers
+    restored: Callable[..., Array]  # computes float32 weights from the stored integers and parts
 
 
 class Weights:
-    """The weights that replace those of one graph.
-
-    Attributes:
-        changes: a `Change` for each replaced weight, by the name of the new weight.
-        kept: layers with a weight, scale or bias that stays float32 because float16 cannot represent it.
-    """
+    """The weights that replace those of one graph."""
 
     def __init__(self, model: ir.Model) -> None:
-        self.graph, self.changes, self.kept = model.graph, dict[str, Change](), set[str]()
+        self.graph, self.changes = model.graph, dict[str, Change]()  # by the name of the new weight
+        # layers with a weight, scale or bias that stays float32 because float16 cannot represent it
+        self.kept = set[str]()
 
     def add(
         self, name: str, dtype: ir.DataType, shape: Sequence[int], read: Callable[[], Array], group: str
@@ -177,8 +172,7 @@ class Weights:
     ) -> list[ir.Value]:  # fmt: skip
         """Convert a weight [in, out] to another format; return its integers and the other parts.
 
-        `change` turns the initializer into such a weight; None: it is one. `made` returns parts whose rounding was
-        calibrated; None: compute the parts from the weight.
+        `change` turns the initializer into such a weight, if it is none. `made` returns parts that were calibrated.
         """
 
         def source() -> Array:
@@ -198,10 +192,9 @@ class Weights:
                 waiting.update(zip(names, made() if made else conversion.parts(source()), strict=True))
             return waiting.pop(part) if part == names[0] else waiting[part]  # only the other parts are small
 
-        stored = zip(names, conversion.stored(*shape), strict=True)
         return [
             self.add(f"{weight.name}.{part}", dtype, sizes, partial(read, part), group)
-            for part, (dtype, sizes) in stored
+            for part, (dtype, sizes) in zip(names, conversion.stored(*shape), strict=True)
         ]
 
     def stacked(self, values: Sequence[ir.Value]) -> ir.Value:

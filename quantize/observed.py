@@ -4,8 +4,7 @@ import contextlib
 import ctypes
 import mmap
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from types import MappingProxyType
@@ -26,14 +25,13 @@ from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.graph.dispatch import mixture_of
 from u2moe.runtime.graph.file import group_of
-from u2moe.runtime.model.encoder import Encoder, Windows, required_cache_size
+from u2moe.runtime.model.encoder import Encoder
 from u2moe.runtime.model.model import Model
 from u2moe.runtime.model.native import Kernels, choose_kernels
 from u2moe.runtime.model.session import Session
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 
-Levels = Mapping[str, int]
-"""For each layer, by name, the number of the version that computes it."""
+Levels = Mapping[str, int]  # for each layer, by name, the number of the version that computes it
 Values = Mapping[str, Array]
 
 
@@ -63,17 +61,17 @@ class Part:
     """A part of a graph that begins with `layer` ("" for none), in a version for each level.
 
     `later` contains the names of the values that later parts read or that the whole graph returns. A version is loaded
-    on its first run, when the types of its inputs are known. Without `kernels`, only onnxruntime runs it.
+    on its first run, when the types of its inputs are known.
     """
 
     def __init__(
-        self, layer: str, versions: Sequence[ir.Model], later: AbstractSet[str], kernels: Kernels | None
+        self, layer: str, versions: Sequence[ir.Model], later: frozenset[str], kernels: Kernels | None
     ) -> None:
         self.layer, self.later, self.num_levels = layer, later, len(versions)
         self._versions, self._kernels, self._lock = versions, kernels, Lock()
         self._sessions: dict[int, onnxruntime.InferenceSession] = {}
 
-    def run(self, values: Values, level: int, wanted: AbstractSet[str] | None = None) -> dict[str, Array]:
+    def run(self, values: Values, level: int, wanted: frozenset[str] | None = None) -> dict[str, Array]:
         """Run the part on the `values` computed before it. Return the `wanted` outputs; None: all outputs."""
         level = min(level, self.num_levels - 1)
         graph = self._versions[level].graph
@@ -121,23 +119,16 @@ class Part:
 class SwitchedGraph:
     """Versions of a graph, cut into `parts` at the layers in which the versions differ, in the order in which they run.
 
-    A part can run in any version. A layer's level is the index of a version, 0 for the first.
-
-    Attributes:
-        bytes: by layer, the bytes of its weights at each level. Equal last versions of a layer share one level.
-        groups: by layer, the group of its weights; see `recipes.FORMATS`.
-        inputs, outputs: by layer, the names of the values that its products read, and of those that it returns.
-        seen: the observed values of the last run, by name.
+    A part can run in any version. A layer's level is the index of a version, 0 for the first. Versions come from
+    `read_single`; their values of the same name differ only by rounding. A single version is cut at every layer, so
+    that loading never needs memory for two copies of the graph. Without `kernels`, only onnxruntime runs the parts.
     """
 
     def __init__(self, *versions: ir.Model, observed: Collection[str] = (), kernels: Kernels | None = None) -> None:
-        """Cut graphs from `read_single`, in which values of the same name differ only by rounding.
-
-        A single version is cut at every layer, so that loading never needs memory for two copies of the graph. After a
-        run, `seen` contains the values with the names `observed`. Without `kernels`, only onnxruntime runs the parts.
-        """
-        self._observed, self.seen = frozenset(observed), dict[str, Array]()
+        self._observed, self.seen = frozenset(observed), dict[str, Array]()  # the observed values of the last run
+        # by layer: the bytes of its weights at each level (equal last versions share one), and the weights' group
         self.bytes, self.groups = dict[str, list[int]](), dict[str, str]()
+        # by layer: the names of the values that its products read, and of those that it returns
         self.inputs, self.outputs = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
         switched = set[str]()
         found = [
@@ -165,7 +156,7 @@ class SwitchedGraph:
         self.inputs[layer] += _names(x for x in options[0].inputs[:1] if x is not None and x.const_value is None)
         self.outputs[layer] += _names(options[0].outputs)
 
-    def _cut(self, versions: Sequence[ir.Model], switched: AbstractSet[str], kernels: Kernels | None) -> list[Part]:
+    def _cut(self, versions: Sequence[ir.Model], switched: set[str], kernels: Kernels | None) -> list[Part]:
         """Cut the graph into parts, and return them in the order in which they run.
 
         A layer begins a part. Any other node joins the first part in which all its inputs are available. The output of
@@ -237,7 +228,7 @@ def _names(values: Iterable[ir.Value | None]) -> list[str]:
     return [str(value.name) for value in values if value is not None]
 
 
-def _extracted(model: ir.Model, outputs: Sequence[str], outside: AbstractSet[str]) -> ir.Model:
+def _extracted(model: ir.Model, outputs: Sequence[str], outside: set[str]) -> ir.Model:
     """Extract the part of a graph, with its weights, that computes `outputs` from the values in `outside`."""
     known = {*_names(model.graph.inputs), *(name for node in model.graph for name in _names(node.outputs))}
     graph = ir.convenience.extract(model.graph, sorted(outside & known), outputs)
@@ -299,26 +290,27 @@ class ExpertInputs:
         self.layers = {layer.name: layer for node in model.graph if (layer := routed_layer(node)) is not None}
         kernels = choose_kernels("native", [DEFAULT_PROVIDER]) if PACKED in bundle.manifest.quantization else None
         observed = [layer.tokens for layer in self.layers.values()]
-        self._graph = SwitchedGraph(model, observed=observed, kernels=kernels)
+        self._graph, self._seen = SwitchedGraph(model, observed=observed, kernels=kernels), list[dict[str, Array]]()
 
-    def chunks(
-        self, frames: Array, chunk_size: int | None = None, num_left_chunks: int = -1
-    ) -> Iterator[dict[str, Array]]:
-        """Yield, for every chunk or the whole recording, the tokens [time, dim] of each mixture, by its scope."""
-        windows = Windows(self.config, chunk_size)
-        windows.accept(frames)
-        windows.finish()
-        encoder = Encoder(cast("Session", self._graph), self.config)  # only `run` is needed
-        caches, required = encoder.start(), required_cache_size(chunk_size or 1, num_left_chunks)
-        while (window := windows.take()) is not None:
-            _, caches = encoder.step(window[np.newaxis], caches, required_cache_size=required)
-            seen = self._graph.seen
-            yield {name: seen[layer.tokens].astype(np.float32)[0] for name, layer in self.layers.items()}
+    def run(self, feeds: Values) -> Values:
+        """Run as `Session.run` does."""
+        found, seen = self._graph.run(feeds), self._graph.seen
+        self._seen.append({name: seen[layer.tokens].astype(np.float32)[0] for name, layer in self.layers.items()})
+        return found
+
+    def chunks(self, frames: Array, chunk_size: int | None = None, num_left_chunks: int = -1) -> list[dict[str, Array]]:
+        """Return, for every chunk or the whole recording, the tokens [time, dim] of each mixture, by its scope."""
+        encoder, self._seen = Encoder(cast("Session", self), self.config), []  # only `run` is needed
+        if chunk_size is None:
+            encoder.whole(frames)
+        else:
+            encoder.chunked(frames, chunk_size, num_left_chunks)
+        return self._seen
 
     def experts(self, frames: Array) -> dict[str, Array]:
         """Return, by layer, each token's sorted experts [time, k] in full context; {} if there are too few frames."""
-        tokens = next(self.chunks(frames), {}) if self.layers else {}
-        return {name: np.sort(self.layers[name].choices(x), axis=1) for name, x in tokens.items()}
+        chunks = self.chunks(frames) if self.layers else []
+        return {name: np.sort(self.layers[name].choices(x), axis=1) for own in chunks for name, x in own.items()}
 
 
 def routed_layer(node: ir.Node) -> RoutedLayer | None:

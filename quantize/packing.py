@@ -18,19 +18,16 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from u2moe.quantize.arithmetic import Array
 from u2moe.quantize.formats import CONVERSIONS, conversion
 from u2moe.quantize.formats.conversion import WeightConversion
-from u2moe.quantize.layers import Weights, stored_value
-from u2moe.runtime.bundle import contract
+from u2moe.quantize.layers import Weights, calls, stored_value, turn_into
 from u2moe.runtime.bundle.functions import plain_name
 from u2moe.runtime.bundle.weight_formats import INT8, LAYERS, WEIGHT_FORMATS
 from u2moe.runtime.graph.dispatch import mixture_of
 from u2moe.runtime.graph.file import group_of, shape_of
 from u2moe.runtime.model.native import CPU, choose_kernels
 
-ALIGNMENT = 4096
-"""Alignment of packed weights in bytes, because onnxruntime maps whole pages."""
+ALIGNMENT = 4096  # alignment of packed weights in bytes, because onnxruntime maps whole pages
 _LINE = 64
-_SMALLEST = 1024
-"""Weights smaller than this many bytes stay in the graph, because shape inference needs some small constants."""
+_SMALLEST = 1024  # smaller weights, in bytes, stay in the graph, because shape inference needs some constants
 
 
 @cache
@@ -40,16 +37,13 @@ def _library() -> ctypes.CDLL:
 
 @dataclass(frozen=True, kw_only=True)
 class Product:
-    """A weight of `sizes` (rows and columns), as stored parts of a format, and its bias, if any.
-
-    `expert` is the index of the weight's expert in `bias`, or None if `bias` belongs to this weight only.
-    """
+    """A weight, as stored parts of a format, and its bias, if any."""
 
     conversion: WeightConversion
     parts: Sequence[ir.Value]
     bias: ir.Value | None
-    sizes: tuple[int, int]
-    expert: int | None = None
+    sizes: tuple[int, int]  # rows and columns
+    expert: int | None = None  # index of the weight's expert in `bias`; None: `bias` belongs to this weight only
 
     def packed(self) -> Array:
         """Return the packed weight, uint8 [bytes]."""
@@ -74,30 +68,21 @@ def pack_graph(model: ir.Model, layout: int) -> int:
 
     Weights are read and packed one at a time when the graph is saved. `layout` is the version of their layout.
     """
-    calls = [node for node in model.graph if node.domain == contract.MOE_DOMAIN and plain_name(node.op_type) in _PACKED]
-    added = Weights(model)
-    for node in calls:
+    added, found = Weights(model), calls(model, *_PACKED)
+    for node in found:
         values = [value for value in node.inputs if value is not None]
         num_others, attributes, products = _read(node, list(map(stored_value, values)))
         size, group = sum(product.pack() for product in products), group_of(products[0].parts[0])
         weights = added.add(f"{node.name}/packed", ir.DataType.UINT8, [size], partial(_packed, products), group)
         kept = {key: attribute.value for key, attribute in node.attributes.items()}
-        packed = ir.node(
-            plain_name(node.op_type), [*values[:num_others], weights], {**kept, **attributes, "layout": layout},
-            domain=node.domain, name=node.name,
-        )  # fmt: skip
-        before, after = node.outputs[0], packed.outputs[0]
-        after.name, after.type, after.shape = before.name, before.type, before.shape
-        model.graph.insert_before(node, packed)
-        before.replace_all_uses_with(after, replace_graph_outputs=True)
-        model.graph.remove(node, safe=True)
         model.functions.pop(node.op_identifier(), None)
+        inputs = [*values[:num_others], weights]
+        turn_into(node, plain_name(node.op_type), inputs, {**kept, **attributes, "layout": layout})
     RemoveUnusedNodesPass()(model)  # also removes unused weights
-    return len(calls)
+    return len(found)
 
 
 def _packed(products: Sequence[Product]) -> Array:
-    """Pack these weights and concatenate them."""
     return np.concatenate([product.packed() for product in products])
 
 

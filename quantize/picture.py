@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
-LINE, LEFT, WIDTH, NOTES = 16, 330, 460, 320
-"""Sizes in pixels: height of a row, margin to the left of bars, longest bar, and margin to its right."""
+LINE, LEFT, WIDTH, NOTES = 16, 330, 460, 320  # pixels: height of a row, left margin, longest bar, right margin
 NUM_TICKS = 4
 COLOURS = ("#e8a33d", "#4c78a8", "#54a24b", "#b279a2", "#9d755d", "#e45756", "#72b7b2", "#bab0ac")
 """Colours of series, in turn."""
 
-Bar = tuple[int, float, str]
-"""Number of the series, value, and a note to the right of the bar."""
+Bar = tuple[int, float, str]  # number of the series, value, and a note to the right of the bar
 
 
 def bar_picture(title: str, series: Sequence[str], rows: Sequence[tuple[str, Sequence[Bar]]]) -> str:

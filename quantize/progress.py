@@ -4,8 +4,7 @@ import time
 from collections.abc import Callable
 
 BAR_WIDTH = 20
-LEAST_SHARE = 0.1
-"""Smallest share of the work between two lines of progress."""
+LEAST_SHARE = 0.1  # smallest share of the work between two lines of progress
 
 
 def shares(progress: Callable[[str], None], title: str) -> Callable[[float], None]:

@@ -16,8 +16,7 @@ FORMATS: Mapping[str, tuple[str, ...]] = {
 In int4, the convolutions of the front end, which have few weights, are int8."""
 BLOCK_SIZES = tuple(sorted({size for kind in WEIGHT_FORMATS.values() for size in kind.block_sizes}))
 _INTEGERS = " and ".join(name for name, kind in WEIGHT_FORMATS.items() if kind.bits < HALF.bits)
-LONGEST_S = 900
-"""Maximum duration of calibration audio in seconds; the rest is not read."""
+LONGEST_S = 900  # maximum duration of calibration audio in seconds; the rest is not read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,18 +77,14 @@ class Recipe:
         return {group: kind for group, kind in self.groups.items() if kind != FLOAT32.name}
 
 
-RECIPES: Mapping[str, Recipe] = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe(name="int8", groups=dict.fromkeys(FORMATS, "int8")),
-        Recipe(name="int8-experts", groups={"experts": "int8"}),
-        Recipe(name="int4-experts", groups=dict.fromkeys(FORMATS, "int8") | {"experts": "int4"}, required=("experts",)),
-        Recipe(name="int4", groups=dict.fromkeys(FORMATS, "int4") | {"output_layers": "int8"}),
-        Recipe(name="fp16", whole="fp16"),
-    )
-}
-NO_RECIPE = FLOAT32.name
-"""Name of the empty recipe, which is valid only with a format for at least one group or layer."""
+RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in (
+    Recipe(name="int8", groups=dict.fromkeys(FORMATS, "int8")),
+    Recipe(name="int8-experts", groups={"experts": "int8"}),
+    Recipe(name="int4-experts", groups=dict.fromkeys(FORMATS, "int8") | {"experts": "int4"}, required=("experts",)),
+    Recipe(name="int4", groups=dict.fromkeys(FORMATS, "int4") | {"output_layers": "int8"}),
+    Recipe(name="fp16", whole="fp16"),
+)}  # fmt: skip
+NO_RECIPE = FLOAT32.name  # name of the empty recipe, which is valid only with a format for at least one group or layer
 
 
 def recipe(

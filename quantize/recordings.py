@@ -22,10 +22,8 @@ from u2moe.runtime.errors import AudioError
 from u2moe.runtime.model.features import FeatureStream
 from u2moe.runtime.whole_file import write_bytes
 
-KEPT, FORMAT = ".npz", "u2moe calibration 1"
-"""Suffix and format name of the files that `keep_calibration` writes."""
-CHOSEN_S, JUDGED_S = 120, 1800
-"""Maximum seconds of the recordings for choosing formats, and of those for judging bundles."""
+KEPT, FORMAT = ".npz", "u2moe calibration 1"  # suffix and format name of the files that `keep_calibration` writes
+CHOSEN_S, JUDGED_S = 120, 1800  # maximum seconds of recordings for choosing formats, and for judging bundles
 PIECE_S, SHORT_PIECE_S, NUM_PIECES = 20, 5, 8
 """Recordings longer than `PIECE_S` seconds are cut into equal pieces of at most this length. If that yields fewer than
 `NUM_PIECES` pieces, the pieces are made shorter, down to `SHORT_PIECE_S` seconds."""

@@ -37,8 +37,7 @@ Front = Sequence[Mapping[str, Any]]
 was written). `at_most` is the upper limit of the interval for the share of changed tokens. A choice is allowed if
 `--max-damage` is at least `at_most`."""
 NUM_TIMINGS = 9
-NUM_LEFT_CHUNKS = 4
-"""Number of left chunks when streams are timed. Chunks have the bundle's default size."""
+NUM_LEFT_CHUNKS = 4  # number of left chunks when streams are timed; chunks have the bundle's default size
 
 
 def build_report(
@@ -53,11 +52,9 @@ def build_report(
     """
     progress("weights")
     report: dict[str, Any] = {
-        "recipe": quantized.manifest.quantization,
-        "onnxruntime": onnxruntime.__version__,
-        "bytes": compare_bytes(reference, quantized),
-        "weight_error": weight_errors(quantized, changes),
-    }
+        "recipe": quantized.manifest.quantization, "onnxruntime": onnxruntime.__version__,
+        "bytes": compare_bytes(reference, quantized), "weight_error": weight_errors(quantized, changes),
+    }  # fmt: skip
     files, features = zip(*audio, strict=True)
     progress("routing")
     report["routing_agreement"] = routing_agreement(reference, quantized, features)

@@ -35,27 +35,20 @@ from u2moe.runtime.graph.file import array_of, group_of, shape_of
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER
 
 PRODUCTS = ("Linear", "FeedForward", "GatedFeedForward", "MixtureOfExperts", "Subsampling")
-PIECE_FRAMES = 3000
-"""Maximum feature frames per encoder call, because attention over a long recording needs too much memory."""
-PIECE_ROWS = 8192
-"""Maximum rows in memory at a time."""
-DAMPING = 0.05
-"""Regularisation: this fraction of the inputs' mean second moment is added to the second moment of each input."""
+PIECE_FRAMES = 3000  # maximum feature frames per encoder call: attention over a long recording needs much memory
+PIECE_ROWS = 8192  # maximum rows in memory at a time
+DAMPING = 0.05  # regularisation: this fraction of the inputs' mean second moment is added to each second moment
 Double = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Rows [n, channels] of a value, read on demand from a file of float32 numbers.
-
-    `chosen` contains the indices of the chosen rows in the file; None: all. `exponents` contains the exponents of the
-    powers of two by which channels are divided; None: not divided.
-    """
+    """Rows [n, channels] of a value, read on demand from a file of float32 numbers."""
 
     file: Path
     channels: int
-    exponents: Array | None = None
-    chosen: Array | None = None
+    exponents: Array | None = None  # of the powers of two by which channels are divided; None: not divided
+    chosen: Array | None = None  # indices of the chosen rows in the file; None: all
 
     def __len__(self) -> int:
         return self.file.stat().st_size // (4 * self.channels) if self.chosen is None else len(self.chosen)
@@ -116,10 +109,9 @@ class Activations:
 def recorded(
     bundle: Bundle, features: Sequence[Array], folder: Path, progress: Callable[[str], None] = lambda _: None
 ) -> Activations:
-    """Run a float32 bundle with full context on features [frames, mel], and its decoders on the resulting texts.
+    """Run a float32 bundle on features [frames, mel]; return its activations, kept in a new subfolder of `folder`.
 
-    Returns the activations, which are kept in a new subfolder of `folder`. Raises AudioError if the model finds no
-    speech, and QuantizationError if a layer receives NaN or infinity.
+    Raises AudioError if the model finds no speech, and QuantizationError if a layer receives NaN or infinity.
     """
     activations, names = Activations(Path(tempfile.mkdtemp(prefix="activations-", dir=folder))), set[str]()
     graphs = bundle.manifest.model.graphs()
@@ -185,13 +177,9 @@ def fitted_layer(
 ) -> list[RoundedWeight]:  # fmt: skip
     """Round the weights of all products of an expert or a feed-forward layer, or of a single product.
 
-    Args:
-        products: weight [in, out] and any bias [out] of each product. Either a single product, or these in order: the
-            gate (only in gated layers), the first product, the second product.
-        activation: non-linearity of the hidden units [n, hidden], or of the gate in gated layers.
-        tokens: inputs [n, dim], at least one.
-        shares: for each token [n], the factor applied to the layer's output, such as the routing weight.
-        conversion: conversion to the format of the products.
+    A product has a weight [in, out] and perhaps a bias [out]; in a gated layer, the gate comes first. `activation` is
+    that of the hidden units [n, hidden], or of the gate. `shares` contains, for each of the `tokens` [n, dim], the
+    factor applied to the layer's output, such as the routing weight.
     """
 
     def hidden(values: Sequence[Float]) -> Float:

@@ -1,15 +1,14 @@
 """Make versions of a bundle in other formats: smooth, quantize, pack and measure them."""
 
 import contextlib
-import dataclasses
 import math
 import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +37,9 @@ from u2moe.runtime.whole_file import locked
 
 Progress = Callable[[str], None]
 GOAL_BYTES = 400
-TEMPORARY, LOCK_FILE = "quantizing-", "lock"
-"""Prefix of the names of temporary folders, and the file in them that is locked while they are used."""
-UNROUNDED = {"embeddings", "subsampling"}
-"""Groups of weights that are rounded without recordings."""
-UNLOCKED_S = 10
-"""Seconds that a process may take to lock its temporary folder."""
+TEMPORARY, LOCK_FILE = "quantizing-", "lock"  # prefix of temporary folders, and the file in them that is locked
+UNROUNDED = {"embeddings", "subsampling"}  # groups of weights that are rounded without recordings
+UNLOCKED_S = 10  # seconds that a process may take to lock its temporary folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +107,9 @@ class QuantizationRun:
         record = self._record(recipe, counts)
         if kept:
             record["beyond_half_precision"] = sorted(kept)
-        manifest = with_external(dataclasses.replace(self.source.manifest, quantization=record), staging.path)
+        manifest = with_external(replace(self.source.manifest, quantization=record), staging.path)
         made = QuantizedBundle(recipe=recipe, bundle=staging.seal(manifest), changes=changes)
-        return dataclasses.replace(made, packed=self._packed(made.bundle)) if recipe.packed else made
+        return replace(made, packed=self._packed(made.bundle)) if recipe.packed else made
 
     def smallest(self, recipe: Recipe, staging: BundleWriter, limit: float | None) -> QuantizedBundle:
         """Quantize the bundle. While a result exceeds `limit` bytes, try larger blocks. Return the smallest result."""
@@ -122,7 +118,7 @@ class QuantizationRun:
         has_blocks = any(kind.block_sizes for kind in quantized(recipe.groups))
         for size in BLOCK_SIZES if limit and has_blocks else ():
             if size > recipe.block_size and made.num_bytes > (limit or 0):
-                made = self.quantize(dataclasses.replace(recipe, block_size=size), staging)
+                made = self.quantize(replace(recipe, block_size=size), staging)
                 sizes.setdefault(made.num_bytes, made.recipe)
         best = sizes[min(sizes)]  # larger blocks may take more bytes, because few rows do not fill them
         return made if best == made.recipe else self.quantize(best, staging)
@@ -137,13 +133,9 @@ class QuantizationRun:
 
     def damage(self, made: QuantizedBundle) -> dict[str, Any]:
         """Return the damage of every layer and of the whole quantized bundle, as plain data."""
-        damage = self.meter([self.source, made.bundle]).measure(shares(self.progress, "damage of each layer"))
-        written = self.compare(made)
-        return {**dataclasses.asdict(damage), "formats": ["fp32", made.recipe.name], **written.summary()}
-
-    def meter(self, versions: Sequence[Bundle]) -> DamageMeter:
-        """Return a damage meter that compares `versions` on the recordings used to choose formats."""
-        return DamageMeter(versions, self.audio.chooses, self.journal)
+        meter = DamageMeter([self.source, made.bundle], self.audio.chooses, self.journal)
+        damage, written = meter.measure(shares(self.progress, "damage of each layer")), self.compare(made)
+        return {**asdict(damage), "formats": ["fp32", made.recipe.name], **written.summary()}
 
     def _packed(self, made: Bundle) -> Bundle:
         """Write and return a copy of the bundle with packed weights."""
@@ -159,7 +151,7 @@ class QuantizationRun:
                 raise BundleError(f"with recipe {found}, native kernels use none of the weights; nothing can be packed")
             add_others(other, made)
             quantization = {**made.manifest.quantization, contract.PACKED: self.layout}
-            manifest = dataclasses.replace(made.manifest, quantization=quantization)
+            manifest = replace(made.manifest, quantization=quantization)
             return other.finish(with_external(manifest, other.path))
 
     def _record(self, recipe: Recipe, changed: Counter[str]) -> dict[str, Any]:
@@ -212,7 +204,7 @@ def opened_run(
             return
         if goal.max_bytes is not None:
             with BundleWriter(folder / "smallest") as other:  # calibration does not change the size
-                size = run.smallest(dataclasses.replace(recipe, calibration=()), other, goal.max_bytes).num_bytes
+                size = run.smallest(replace(recipe, calibration=()), other, goal.max_bytes).num_bytes
             if size > goal.max_bytes:
                 raise QuantizationError(
                     f"no choice of formats meets the goal (at most {goal.max_bytes / 1e6:g} MB): even the smallest "
@@ -224,7 +216,7 @@ def opened_run(
         smoothed = rewritten_bundle(
             bundle, folder / "smooth", lambda models: progress(f"smoothed {smooth(models, activations, show)} channels")
         )
-        yield dataclasses.replace(run, source=smoothed, audio=audio, activations=activations)
+        yield replace(run, source=smoothed, audio=audio, activations=activations)
 
 
 @contextlib.contextmanager

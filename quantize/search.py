@@ -1,17 +1,16 @@
 """A search for layer formats. It chooses formats by divergence, which is smooth, and judges them by changed tokens."""
 
 import bisect
-import dataclasses
 import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from u2moe.quantize.arithmetic import NOTHING
 from u2moe.quantize.comparison import DOUBT, Difference, compare
-from u2moe.quantize.damage import Damage
+from u2moe.quantize.damage import Damage, DamageMeter
 from u2moe.quantize.observed import LeanSettings, Levels
 from u2moe.quantize.progress import shares
 from u2moe.quantize.recipes import Goal
@@ -23,11 +22,9 @@ from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.errors import QuantizationError
 from u2moe.runtime.model.settings import SessionSettings
 
-NUM_TIMINGS, TIMED_FRAMES, CHUNK_SIZE, NUM_LEFT_CHUNKS = 5, 3000, 16, 4
-"""Settings for measuring the real-time factor: number of timings (the median counts), maximum feature frames, chunk
-size, left chunks."""
-MOST_LONGER = 1000
-"""A limit is out of reach if judging it would need more than this many times the available audio."""
+NUM_TIMINGS, TIMED_FRAMES = 5, 3000  # for the real-time factor: number of timings, maximum feature frames
+CHUNK_SIZE, NUM_LEFT_CHUNKS = 16, 4
+MOST_LONGER = 1000  # a limit is out of reach if judging it would need more than this many times the available audio
 LEAST_FALL, LEAST_SHARE = 0.5, 0.01
 """If a bundle exceeds the limits on damage, the target for the next bundle is between about `LEAST_SHARE` and
 `LEAST_FALL` times its divergence."""
@@ -35,16 +32,13 @@ LEAST_FALL, LEAST_SHARE = 0.5, 0.01
 
 @dataclass(frozen=True)
 class Step:
-    """A change of one layer to a better format: from the level `after` to the lower level `level`.
-
-    `gain` is the divergence that the step removes, in nats per frame, and `bytes` what it adds to the bundle.
-    """
+    """A change of one layer to a better format: from the level `after` to the lower level `level`."""
 
     layer: str
     after: int
     level: int
-    gain: float
-    bytes: int
+    gain: float  # divergence that the step removes, in nats per frame
+    bytes: int  # what it adds to the bundle
 
 
 class Ladder:
@@ -99,8 +93,7 @@ class FormatSearch:
     def __init__(self, run: QuantizationRun, made: QuantizedBundle, staging: BundleWriter, goal: Goal) -> None:
         """Measure the damage of all layers of `made`, the bundle with all layers in the smallest formats.
 
-        The better formats to choose from are float16 and, for weights with fewer than 8 bits, int8. Bundles that have
-        them replace `made` in `staging`.
+        The better formats to choose from are float16 and, for weights with fewer than 8 bits, int8.
         """
         self._run, self._staging, self._goal, self._smallest, self.made = run, staging, goal, made, made
         self._limits = goal.max_bytes or math.inf, goal.target_rtf or math.inf
@@ -108,7 +101,7 @@ class FormatSearch:
         middle = {group: INT8.name for group, kind in groups.items() if WEIGHT_FORMATS[kind].bits < INT8.bits}
         if middle:
             with BundleWriter(run.folder / INT8.name) as other:
-                recipe = dataclasses.replace(made.recipe, groups={**groups, **middle}, packed=False)
+                recipe = replace(made.recipe, groups={**groups, **middle}, packed=False)
                 versions[INT8.name] = other.finish(run.quantize(recipe, other).bundle.manifest)
         self._formats = list(versions)
         with BundleWriter(run.folder / "last") as other:  # the staged files will change
@@ -116,15 +109,14 @@ class FormatSearch:
                 other.add(name, made.bundle.path / name)
             self._versions = [*versions.values(), other.finish(made.bundle.manifest)]
         self._size = made.num_bytes
-        self._meter = run.meter(self._versions)
-        self._damage: Damage = self._meter.measure(shares(run.progress, "damage of each layer"))
-        layers = [
-            dataclasses.replace(item, bytes=[item.bytes[0] // 2, *item.bytes[1:]]) for item in self._damage.layers
-        ]  # level 0 is written in half precision
+        self._meter = DamageMeter(self._versions, run.audio.chooses, run.journal)
+        self._damage = self._meter.measure(shares(run.progress, "damage of each layer"))
+        # level 0 is written in half precision
+        layers = [replace(item, bytes=[item.bytes[0] // 2, *item.bytes[1:]]) for item in self._damage.layers]
         self._bytes = {item.layer: item.bytes for item in layers}
         smallest = {"bytes": self._size, "divergence": self._damage.divergence}
         self._met: dict[frozenset[tuple[str, int]], dict[str, Any]] = {frozenset(self._meter.most.items()): smallest}
-        self._ladder = Ladder(dataclasses.replace(self._damage, layers=layers))
+        self._ladder = Ladder(replace(self._damage, layers=layers))
         self._steps: list[Step] = []
         self._difference: Difference | None = None
 
@@ -197,7 +189,7 @@ class FormatSearch:
             for step in self._steps
         ]
         found, divergence = self._compared(), self._divergence(self._ladder.levels(self._steps))
-        damage = {**dataclasses.asdict(self._damage), "divergence": divergence, "front": self._front(found, divergence)}
+        damage = {**asdict(self._damage), "divergence": divergence, "front": self._front(found, divergence)}
         return {
             **damage, **found.summary(), "formats": [*self._formats, self._smallest.recipe.name], "steps": steps,
         }  # fmt: skip
@@ -267,7 +259,7 @@ class FormatSearch:
         self._meter.unload()
         better, recipe = self._better(self._ladder.levels(steps)), self._smallest.recipe
         if better or self.made is not self._smallest:
-            recipe = dataclasses.replace(recipe, exceptions={**recipe.exceptions, **better})
+            recipe = replace(recipe, exceptions={**recipe.exceptions, **better})
             self.made = self._run.quantize(recipe, self._staging)
 
     def _costs(self) -> tuple[float, float]:

@@ -6,9 +6,8 @@ multiplies the weights that read it. The factors are powers of two, so that noth
 are then either unchanged or multiplied by such a factor.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -30,20 +29,13 @@ from u2moe.runtime.graph.layers import halves
 
 Exponents = npt.NDArray[np.int64]
 NORMALIZATIONS = ("Normalization", "RmsNormalization", "AddNormalization")
-STRENGTHS = (0.25, 0.5, 0.75, 1.0)
-"""Candidates for the strength: the share of the differences in channel size that moves into the weights."""
-UNSEEN, LEAST_EXPONENT = 0.5, 3
-"""Strength and smallest exponent without recordings. Estimates are then reliable only for large outliers."""
-LEAST_GAIN = 0.02
-"""Share of a layer's error that smoothing must remove. A smaller share may be due to chance."""
-LEAST_GAIN_OF_OUTPUT = 0.25
-"""`LEAST_GAIN` for the encoder output. It is higher because other programs may read these channels."""
-NUM_ROWS = 512
-"""Number of rows of each value for judging candidates, in addition to the rows in which a channel is largest."""
-NUM_WINDOWS = 96
-"""Number of windows of features for judging candidates in the front end."""
-LARGEST_EXPONENT = 32
-"""Limit of a channel's exponent, so that nothing becomes subnormal or infinite."""
+STRENGTHS = (0.25, 0.5, 0.75, 1.0)  # candidates: shares of the differences in channel size that move into the weights
+UNSEEN, LEAST_EXPONENT = 0.5, 3  # strength and smallest exponent without recordings: only large outliers are certain
+LEAST_GAIN = 0.02  # share of a layer's error that smoothing must remove; less may be due to chance
+LEAST_GAIN_OF_OUTPUT = 0.25  # the same for the encoder output: higher, because other programs may read these channels
+NUM_ROWS = 512  # rows of each value for judging candidates, besides those in which a channel is largest
+NUM_WINDOWS = 96  # number of windows of features for judging candidates in the front end
+LARGEST_EXPONENT = 32  # limit of a channel's exponent, so that nothing becomes subnormal or infinite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +51,6 @@ class ChannelSite:
     # weights [rows, out], or kernels [out, in, time, frequency], whose rows are in the order (time, frequency, in)
     read: Sequence[ir.Value]
     channels: npt.NDArray[np.int64]  # index of the channel that each row of `read` reads
-
     # in the front end, returns some inputs [n, rows] of the weights; otherwise, inputs are recorded as those of `value`
     rows: Callable[[Activations], Float | None] | None = None
     least_gain: float = LEAST_GAIN
@@ -187,7 +178,7 @@ def _encoder_output(models: Sequence[ir.Model]) -> Iterator[ChannelSite]:
     read = [_weights_of(node.inputs[0], node, {}) if node.inputs[0] is not None else [] for node in readers]
     is_normalized = maker is not None and maker.domain == MOE_DOMAIN and plain_name(maker.op_type) in NORMALIZATIONS
     if maker is not None and is_normalized and all(read) and all(use.node in copies for use in output.uses()):
-        yield dataclasses.replace(_of_norm(maker, read, value), least_gain=LEAST_GAIN_OF_OUTPUT)
+        yield replace(_of_norm(maker, read, value), least_gain=LEAST_GAIN_OF_OUTPUT)
 
 
 def _front_end(node: ir.Node) -> Iterator[ChannelSite]:

@@ -17,15 +17,13 @@ from u2moe.runtime.graph.builder import Body, GraphBuilder, build_function
 from u2moe.runtime.graph.dispatch import SparseDispatch, mixture_function, one_by_one
 from u2moe.runtime.graph.layers import halves
 
-Parts = Sequence[Array]
-"""Stored parts of a weight: the integers and their factors."""
+Parts = Sequence[Array]  # stored parts of a weight: the integers and their factors
 
 
 class Rounding(ABC):
     """A weight [in, out] that is rounded row by row. Until a row is rounded, it may still change."""
 
-    num_rows: int
-    """Maximum number of rows per call of `begin`."""
+    num_rows: int  # maximum number of rows per call of `begin`
 
     @abstractmethod
     def begin(self, rows: Float) -> None:
@@ -76,7 +74,7 @@ class WeightConversion(ABC):
         """
 
     def names(self, weight: str, *, bias: bool, prefix: str | None = None) -> list[str]:
-        """Return the names of a weight's integers (`weight`), other parts and any bias, which begin with `prefix`."""
+        """Return input names: `weight` for the integers; others begin with `prefix` (None: with `weight` and "_")."""
         own = f"{weight}_" if prefix is None else prefix
         return [weight, *(f"{own}{part}" for part in self.others), *[f"{own}bias"] * bias]
 

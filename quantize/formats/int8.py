@@ -26,8 +26,7 @@ from u2moe.runtime.graph.dispatch import SparseDispatch, mixture_function
 from u2moe.runtime.graph.layers import halves
 
 ZERO = np.array(arithmetic.ACTIVATION_ZERO, np.uint8)
-Rows = tuple[ir.Value, ir.Value]
-"""Rows [..., in] as uint8, and the scale of each row [..., 1]."""
+Rows = tuple[ir.Value, ir.Value]  # rows [..., in] as uint8, and the scale of each row [..., 1]
 
 
 class Int8Conversion(WeightConversion):
@@ -72,11 +71,8 @@ class Int8Conversion(WeightConversion):
 
     def linear(self, rows: int, columns: int, *, bias: bool, after: str | None = None) -> ir.Function:
         """Build the function y = x @ weight + bias, computed as in `product`."""
-
-        def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
-            return _product(g, _rows(g, inputs[0], after), inputs[1:])
-
-        return self._function("Linear", self.names("weight", bias=bias, prefix=""), body, {"activation": after or ""})
+        names, attributes = self.names("weight", bias=bias, prefix=""), {"activation": after or ""}
+        return self._function("Linear", names, lambda g, x: _product(g, _rows(g, x[0], after), x[1:]), attributes)
 
     def feed_forward(self, dim: int, hidden: int, kind: str, *, bias: bool, gated: bool) -> ir.Function:
         """Build a feed-forward layer that quantizes x and the hidden units, each once."""

@@ -24,7 +24,7 @@ from u2moe.runtime.bundle.functions import plain_name
 from u2moe.runtime.graph.file import group_of, shape_of
 
 
-def quantize_experts(model: ir.Model, weights: Weights, recipe: Recipe, activations: Activations | None = None) -> None:
+def quantize_experts(model: ir.Model, weights: Weights, recipe: Recipe, activations: Activations | None) -> None:
     """Replace each mixture that the recipe quantizes; calibrate on `activations` if given."""
     for layer in expert_layers(model):
         conversion = conversion_for(recipe, layer_of(layer.node), "experts")
@@ -34,11 +34,8 @@ def quantize_experts(model: ir.Model, weights: Weights, recipe: Recipe, activati
             second = [weights.stacked([own.pop() for own in experts])] if joined else []
             kind, size = conversion.form.name, conversion.block_size
             mixture = dataclasses.replace(layer.mixture, weights=kind, block_size=size)
-            inputs, (dim, hidden) = (
-                [layer.x, layer.gate, *second, *itertools.chain(*experts)],
-                shape_of(layer.experts[0][0]),
-            )
-            swap(model, layer.node, conversion.mixture(mixture, dim, hidden), inputs)
+            function = conversion.mixture(mixture, *shape_of(layer.experts[0][0]))
+            swap(model, layer.node, function, [layer.x, layer.gate, *second, *itertools.chain(*experts)])
 
 
 def quantize_embeddings(model: ir.Model, weights: Weights, recipe: Recipe) -> None:
@@ -53,13 +50,10 @@ def quantize_embeddings(model: ir.Model, weights: Weights, recipe: Recipe) -> No
 
 _FEED_FORWARD = ("FeedForward", "GatedFeedForward")
 _ENDING_WITH_ACTIVATION = ("Activation", "CachedConvolution", "Convolution", "SubsamplingConvolutions")
-_WITH_KNOWN_LOWEST = ("relu", "swish")
-"""Activations with a known lowest value. Products that read such an activation compute their scale from this value."""
+_WITH_KNOWN_LOWEST = ("relu", "swish")  # products that read these activations use `Activation.lowest`
 
 
-def quantize_products(
-    model: ir.Model, weights: Weights, recipe: Recipe, activations: Activations | None = None
-) -> None:
+def quantize_products(model: ir.Model, weights: Weights, recipe: Recipe, activations: Activations | None) -> None:
     """Replace each linear or feed-forward layer by one in the recipe's format, calibrated on `activations` if given.
 
     In int8, linear layers that read the same input share one quantized copy of it.
@@ -101,10 +95,9 @@ def _rounded(
 
 def _activation_of(x: ir.Value) -> str | None:
     """Return the activation that a layer's input x comes from; None unless it is one of `_WITH_KNOWN_LOWEST`."""
-    producer = x.producer()
-    if producer is None or plain_name(producer.op_type) not in _ENDING_WITH_ACTIVATION:
-        return None
-    kind = producer.attributes["activation"].as_string()
+    maker = x.producer()
+    is_known = maker is not None and plain_name(maker.op_type) in _ENDING_WITH_ACTIVATION
+    kind = maker.attributes["activation"].as_string() if maker is not None and is_known else ""
     return kind if kind in _WITH_KNOWN_LOWEST else None
 
 

@@ -18,13 +18,10 @@ from u2moe.runtime.errors import BundleError
 from u2moe.runtime.graph.dispatch import float_mixture, mixture_of
 from u2moe.runtime.graph.file import array_of, group_of, shape_of
 
-POSITIONS = "Sinusoids"
-"""The layer that stays in float32, because half precision represents integers exactly only up to 2048."""
+POSITIONS = "Sinusoids"  # stays in float32: half precision represents integers exactly only up to 2048
 LARGEST = float(np.finfo(np.float16).max)
-MASK = float(np.finfo(np.float32).max)
-"""Masks contain the negative of this number, which becomes the lowest number in half precision."""
-WEIGHT_ERROR, BIAS_ERROR = 2**-9, 2**-5
-"""Largest accepted relative errors of float16 weights and biases. A bias near zero matters less than a weight."""
+MASK = float(np.finfo(np.float32).max)  # masks contain its negative, which becomes the lowest number in half precision
+WEIGHT_ERROR, BIAS_ERROR = 2**-9, 2**-5  # largest relative errors; a bias near zero matters less than a weight
 
 
 def in_half_precision(model: ir.Model, weights: Weights) -> None:

@@ -9,10 +9,8 @@ import onnx_ir as ir
 
 from u2moe.runtime.graph.builder import Body, GraphBuilder, build_function
 
-END = 2**63 - 1
-"""End of a slice that extends to the end of the axis."""
-_LANES = 16
-"""Maximum number of values that onnxruntime adds at once, one in each lane of a vector."""
+END = 2**63 - 1  # end of a slice that extends to the end of the axis
+_LANES = 16  # maximum number of values that onnxruntime adds at once, one in each lane of a vector
 _BLOCK = 16_384
 """Size of the blocks in which onnxruntime sums over keys: the number of keys times the number of channels of a head.
 The number of channels is rounded up to a power of two, at least 16."""

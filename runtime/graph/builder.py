@@ -17,8 +17,7 @@ OPSET = 18
 IR_VERSION = 8
 """First version of the ONNX format with model-local functions. The oldest tested release is onnxruntime 1.17."""
 
-CONTRIB = "com.microsoft"
-"""Domain of operators that every onnxruntime build has, without a custom operator library."""
+CONTRIB = "com.microsoft"  # domain of operators that every onnxruntime build has, without a custom operator library
 
 Array = npt.NDArray[Any]
 Operand = ir.Value | npt.NDArray[Any] | Sequence[int] | int | float
@@ -104,10 +103,7 @@ class GraphBuilder:
         return self._constants[name]
 
     def weight(self, name: str, shape: Sequence[int], read: Callable[[], Array]) -> ir.Value:
-        """Return a float32 weight named by its path in the state dict. It is read when the graph is saved.
-
-        Its metadata contains the group of the innermost scope that has one.
-        """
+        """Return a float32 weight named by its path in the state dict, with the scope's group; read when saved."""
         path = self.path(name)
         if path not in self._initializers:
             if not self._groups:
@@ -161,8 +157,7 @@ def build_model(
     return ir.Model(made, ir_version=IR_VERSION, producer_name="u2moe", functions=functions, metadata_props=facts)
 
 
-ATTRIBUTES = "attributes"
-"""Key in a function's `meta` that contains the attributes of its calls."""
+ATTRIBUTES = "attributes"  # key in a function's `meta` that contains the attributes of its calls
 Body = Callable[[GraphBuilder, list[ir.Value]], ir.Value | Sequence[ir.Value]]
 """Adds the nodes of a function, given its parameters, and returns its outputs."""
 

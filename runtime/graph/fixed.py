@@ -20,8 +20,7 @@ SHARPNESS = 256.0
 """Factor by which each of `STEPS` steps multiplies a difference of logits. The steps turn a difference of at least 1e-6
 into 1, and a negative one into 0. No number exceeds this factor, so all numbers fit into float16 and int8."""
 STEPS = 3
-PENALTY = 16.0
-"""Subtracted from the logits of experts that are not chosen, so that their weights are less than 2e-7."""
+PENALTY = 16.0  # subtracted from the logits of experts that are not chosen, so that their weights are less than 2e-7
 
 
 @dataclass(frozen=True, kw_only=True)

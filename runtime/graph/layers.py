@@ -120,10 +120,7 @@ def _angles(g: GraphBuilder, positions: ir.Value, frequencies: Sequence[float]) 
 
 
 def sines_and_cosines(frequencies: Sequence[float]) -> ir.Function:
-    """Build a function that returns the sines, then the cosines, of the products of positions and `frequencies`.
-
-    Input: int64 [...]. Output: [..., 2 * frequencies].
-    """
+    """Build a function for the sines, then the cosines [..., 2 * frequencies], of positions [...] * frequencies."""
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
         angles = _angles(g, inputs[0], frequencies)
@@ -133,10 +130,7 @@ def sines_and_cosines(frequencies: Sequence[float]) -> ir.Function:
 
 
 def stacked_frames(num_frames: int, bins: int) -> ir.Function:
-    """Build a function that stacks features [batch, frames, bins] into [batch, time, num_frames * bins].
-
-    It drops frames at the end that do not fill a stack.
-    """
+    """Build a function that joins features [batch, frames, bins] to whole stacks [batch, time, num_frames * bins]."""
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
         frames = g.op("Shape", inputs[0], start=1, end=2)
