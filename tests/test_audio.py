@@ -217,8 +217,8 @@ def test_one_channel_can_be_chosen_where_channels_cancel_each_other(tmp_path):
     voice = tone(RATE, 3.0)
     soundfile.write(tmp_path / "anti.wav", np.stack([voice, -voice], axis=1), RATE, subtype="FLOAT")
     with pytest.warns(AudioWarning, match=r"anti\.wav: its channels cancel each other") as caught:
-        assert np.abs(read_audio(tmp_path / "anti.wav", RATE)).max() < 1e-3
-    assert len(caught) == 1
+        assert np.abs(np.concatenate(list(read_blocks(tmp_path / "anti.wav", RATE, 0.5)))).max() < 1e-3
+    assert len(caught) == 1  # of six buffers
     assert np.array_equal(read_audio(tmp_path / "anti.wav", RATE, channel=1), -voice)
     soundfile.write(tmp_path / "one.wav", np.stack([voice, 0 * voice], axis=1), RATE, subtype="FLOAT")
     assert np.abs(read_audio(tmp_path / "one.wav", RATE)).max() > 0.2  # half the amplitude, and no warning

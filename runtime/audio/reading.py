@@ -60,7 +60,7 @@ def read_blocks(
         try:
             on_open(source)
             resampler = Resampler(source.samplerate, sample_rate)
-            mixer = _Mixer(name, source.channels, source.samplerate, channel)
+            mix = _mixer(name, source.channels, source.samplerate, channel)
             num_read, stop = _span(source, start, end)
             size = max(min(int(block_s * source.samplerate), _MOST_BYTES // (4 * source.channels)), 1)
             error: Exception | None = None
@@ -69,7 +69,7 @@ def read_blocks(
                 if not len(buffer):
                     break
                 num_read += len(buffer)
-                mixed, unusable = mixer.mix(buffer)
+                mixed, unusable = mix(buffer)
                 error = unusable or error
                 yield resampler.accept(mixed)
             if error is not None:
@@ -116,41 +116,37 @@ def _span(source: Sound, start: float, end: float | None) -> tuple[int, int]:
     return first, stop
 
 
-class _Mixer:
-    """Averages or selects channels. Warns once if averaged channels cancel each other."""
+def _mixer(
+    name: str, num_channels: int, sample_rate: float, channel: int | None
+) -> Callable[[Samples], tuple[Samples, AudioError | None]]:
+    """Return a function that averages or selects channels. It warns if averaged channels begin to cancel each other."""
+    if channel is not None and (not isinstance(channel, int) or isinstance(channel, bool)):
+        raise AudioError(f"channel must be an integer, got {channel!r:.80}")
+    if channel is not None and not 0 <= channel < num_channels:
+        known = f"channels are counted from 0, and the file has {num_channels}"
+        raise AudioError(f"channel {channel} does not exist: {known}")
+    energies = np.zeros(2)  # of the average, and the average of the channels' energies
 
-    def __init__(self, name: str, num_channels: int, sample_rate: float, channel: int | None) -> None:
-        if channel is not None and (not isinstance(channel, int) or isinstance(channel, bool)):
-            raise AudioError(f"channel must be an integer, got {channel!r:.80}")
-        if channel is not None and not 0 <= channel < num_channels:
-            known = f"channels are counted from 0, and the file has {num_channels}"
-            raise AudioError(f"channel {channel} does not exist: {known}")
-        self._name = name
-        self._channel = channel
-        self._unit = max(int(_READ_S * sample_rate), 1)
-        self._energies = np.zeros(2)  # of the average, and the average of the channels' energies
-
-    def mix(self, buffer: Samples) -> tuple[Samples, AudioError | None]:
+    def mix(buffer: Samples) -> tuple[Samples, AudioError | None]:
         """Mix frames [n, channels] to one channel. Return the samples before any invalid one, and the error or None."""
-        is_chosen = self._channel is not None or buffer.shape[1] == 1
-        mixed = buffer[:, self._channel or 0] if is_chosen else buffer.mean(axis=1)
+        is_chosen = channel is not None or num_channels == 1
+        mixed = buffer[:, channel or 0] if is_chosen else buffer.mean(axis=1)
         unusable: AudioError | None = None
         try:
             mixed = as_samples(mixed)
         except AudioError as error:
             first = int(np.argmin(np.abs(mixed) <= LOUDEST))  # the comparison is also false for NaN
-            mixed, unusable = as_samples(mixed[: max(first - self._unit, 0)]), error
+            intact = first - max(int(_READ_S * sample_rate), 1)
+            mixed, unusable = as_samples(mixed[: max(intact, 0)]), error
         if not is_chosen:
-            before, buffer = self._cancels, buffer[: len(mixed)]
-            self._energies += (float(np.square(mixed).sum()), float(np.square(buffer).sum() / buffer.shape[1]))
-            if self._cancels and not before:
+            did_cancel, buffer = energies[0] < _CANCELLED * energies[1], buffer[: len(mixed)]
+            energies[:] += (float(np.square(mixed).sum()), float(np.square(buffer).sum() / num_channels))
+            if energies[0] < _CANCELLED * energies[1] and not did_cancel:
                 message = "its channels cancel each other when averaged: choose one channel"
-                warnings.warn(f"{self._name}: {message}", AudioWarning, stacklevel=2)
+                warnings.warn(f"{name}: {message}", AudioWarning, stacklevel=2)
         return mixed, unusable
 
-    @property
-    def _cancels(self) -> bool:
-        return bool(self._energies[0] < _CANCELLED * self._energies[1])
+    return mix
 
 
 def read_audio(

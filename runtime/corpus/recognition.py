@@ -88,12 +88,9 @@ class _Read:
 class BlockRecognizer:
     """Recognises blocks. Batches depend only on the block, so a repeated block produces the same rows.
 
-    Args:
-        recognizer: the recogniser.
-        rows: makes the rows of results.
-        align: whether to align the transcript of each entry with its audio, instead of recognising the audio.
-        on_progress: called with the number of entries and the seconds of audio recognised since the last call.
-        on_attempt: called with the indices of at most `BATCH_LEN` entries before they are read or decoded.
+    With `align`, the transcript of each entry is aligned with its audio, which is not recognised. `on_progress` gets
+    the number of entries and the seconds of audio recognised since the last call, and `on_attempt` the indices of at
+    most `BATCH_LEN` entries before they are read or decoded.
     """
 
     def __init__(
