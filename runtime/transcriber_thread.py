@@ -95,10 +95,7 @@ class TranscriberThread:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
-        """Check that the input is open, and hold the lock during the block. Raises StreamError.
-
-        A forked process does not have the thread.
-        """
+        """Hold the lock during the block. Raises StreamError if the input is not open or a fork left the thread."""
         if os.getpid() != self._process:  # before locking, because the fork may have copied a held lock
             raise StreamError("this transcriber was created before the process forked: create a new one")
         with self.changed:

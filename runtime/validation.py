@@ -1,9 +1,8 @@
 """Validation of external values: options, and fields of manifests, train.yaml, lists and messages.
 
 Each check returns the value as a plain Python type, or raises `FieldError`: "FIELD must be EXPECTED, got FOUND".
-`FieldError` is a ValueError, which is enough for options. Readers of files turn it into their own kind of error, for
-example with `refused_as(BundleError, path)`. The message then begins with the name of the file and, for lists, the
-line. The server also reports the name of the field, as `param`.
+Readers of files turn it into their own kind of error, for example with `refused_as(BundleError, path)`. The server also
+reports the name of the field, as `param`.
 """
 
 from __future__ import annotations

@@ -50,10 +50,7 @@ def write_text(file: Path, content: str) -> None:
 
 
 def write_first(file: Path, content: bytes) -> bool:
-    """Write a file atomically, unless it exists. Returns whether this call wrote it. Of several processes, one does.
-
-    Raises the OSErrors of `failures_named`.
-    """
+    """Write a file, atomically, unless it exists. Returns whether this process did. Errors are as in `replacing`."""
     with failures_named(file), _part(file.parent) as part:
         part.write_bytes(content)
         flush(part)
@@ -73,10 +70,7 @@ def flush(file: Path) -> None:
 
 
 def probe(folder: Path) -> float:
-    """Return the current time of the file system that contains a folder: the modification time of a temporary file.
-
-    Raises the OSErrors of `failures_named` if the folder is not writable.
-    """
+    """Return the current time of a folder's file system, from a temporary file. Errors are as in `failures_named`."""
     with failures_named(folder), _part(folder) as part:
         part.touch(exist_ok=False)
         return part.stat().st_mtime

@@ -13,7 +13,7 @@ from u2moe.quantize.layers import Change, Weights, expert_layers, inputs_of, lay
 from u2moe.quantize.recipes import FORMATS, Recipe
 from u2moe.runtime.bundle.contract import GROUP_METADATA, MOE_DOMAIN
 from u2moe.runtime.bundle.functions import plain_name
-from u2moe.runtime.bundle.weight_formats import HALF, format_of
+from u2moe.runtime.bundle.weight_formats import FORMATS_OF_LAYERS, HALF
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.graph.dispatch import float_mixture, mixture_of
 from u2moe.runtime.graph.file import array_of, group_of, shape_of
@@ -185,7 +185,7 @@ def store_halves(model: ir.Model, weights: Weights, recipe: Recipe) -> None:
     """
     for node in [node for node in model.graph if node.domain == MOE_DOMAIN]:
         is_kept = recipe.exceptions.get(layer_of(node)) == HALF.name
-        kind = format_of(plain_name(node.op_type))
+        kind = FORMATS_OF_LAYERS.get(plain_name(node.op_type))
         for value in node.inputs:
             if value is None or value.const_value is None or value.const_value.dtype != ir.DataType.FLOAT:
                 continue

@@ -31,9 +31,7 @@ _TYPES = ("float16", "float32", "float64", "bool", *_INTEGERS)  # Element types 
 class GraphFile:
     """A verified graph of a bundle, its `content`, and the `tensors` in other files, as listed in the manifest.
 
-    Raises:
-        BundleError: a file is missing or unreadable, or the graph differs from the manifest.
-        IntegrityError: a file does not match its digest.
+    Raises the errors of `BundleFiles.read`, and BundleError if the graph differs from the manifest.
     """
 
     def __init__(self, path: Path, tensors: Sequence[ExternalTensor], files: BundleFiles) -> None:

@@ -249,10 +249,7 @@ class BundledLanguageModel(FusionWeights):
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingConfig(Definite, BundledOptions[Never]):
-    """Defaults of the decoding options. Missing fields have the library's defaults.
-
-    The bundle's defaults are not in the graphs' metadata, because most of them are set after the export.
-    """
+    """Defaults of the decoding options. They are not in graph metadata: most of them are set after the export."""
 
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)  # Rules that end utterances
     hotwords: tuple[str, ...] = ()  # Lines of a hotword file: "phrase" or "phrase :weight"

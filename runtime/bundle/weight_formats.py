@@ -45,12 +45,8 @@ WEIGHT_FORMATS: Mapping[str, WeightFormat] = MappingProxyType({item.name: item f
 
 LAYERS = ("Linear", "FeedForward", "GatedFeedForward", "MixtureOfExperts", "Embedding")
 """Kinds of layers that support every weight format, as used in function names."""
-_FORMATS = {item.function(layer): item for item in WEIGHT_FORMATS.values() for layer in LAYERS}
-
-
-def format_of(function: str) -> WeightFormat | None:
-    """Return the weight format that a function reads. Returns None if the function is not a layer of `LAYERS`."""
-    return _FORMATS.get(function)
+FORMATS_OF_LAYERS = {item.function(layer): item for item in WEIGHT_FORMATS.values() for layer in LAYERS}
+"""Weight format that each function of a layer reads."""
 
 
 def quantized(groups: Mapping[str, str] | None) -> list[WeightFormat]:

@@ -103,10 +103,7 @@ def of_graph(function: str, graph: str) -> str:
 
 
 def checked_kernels(kernels: str | None) -> str:
-    """Return a choice of kernels if it is one of `KERNELS`; otherwise, raise ValueError.
-
-    None means the default, which the environment may set.
-    """
+    """Return one of `KERNELS`, by default that of the environment. Raises ValueError for anything else."""
     name, value = ("kernels", kernels) if kernels is not None else (VARIABLE, os.environ.get(VARIABLE, KERNELS[0]))
     if value not in KERNELS:
         raise ValueError(f"{name} must be one of {', '.join(KERNELS)}, got {value!r}")

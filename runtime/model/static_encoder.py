@@ -75,12 +75,9 @@ class StaticEncoder(Encoder):
         raise StreamError(f"this bundle supports only chunks of {self.form.chunk_size} frames, not full context")
 
     def position(self, offset: int, frames: int) -> int:
-        """Return the position of a chunk of `frames` frames; see `contract.encoder`.
-
-        The position and `frames` are in frames after the subsampling; `offset` is in encoder frames.
-        """
-        unreduced = (offset, self.config.max_position, self.form.first_position)
-        offset, limit, base = (each * self.config.frame_reduction for each in unreduced)
+        """Return the position of a chunk of `frames` frames, both after the subsampling; see `contract.encoder`."""
+        in_encoder_frames = (offset, self.config.max_position, self.form.first_position)
+        offset, limit, base = (each * self.config.frame_reduction for each in in_encoder_frames)
         if offset + frames <= limit:
             return offset
         if offset <= limit:
