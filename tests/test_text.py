@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from u2moe.runtime.errors import BundleError
-from u2moe.runtime.text.vocabulary import TextConfig, Vocabulary, join_texts, parse_tokens
+from u2moe.runtime.text.vocabulary import TextConfig, Vocabulary, is_syllabic, join_texts, parse_tokens, stands_alone
 
 
 def spell(symbols, tokenizer="bpe"):
@@ -47,6 +47,13 @@ def test_words_always_make_the_text(symbols):
 ])  # fmt: skip
 def test_texts_of_segments_are_joined_as_their_script_is_written(texts, joined):
     assert join_texts(texts) == joined
+
+
+def test_scripts_without_spaces_and_hangul_have_these_limits():
+    limits = {code for code in range(1, 1 << 18) if stands_alone(chr(code)) != stands_alone(chr(code - 1))}
+    assert limits == {0x2E80, 0x3130, 0x3190, 0xA000, 0xF900, 0xFB00, 0xFF66, 0xFFA0, 0x1B000, 0x1B300, 0x20000}
+    hangul = {code for code in range(1, 0xD801) if is_syllabic(chr(code)) != is_syllabic(chr(code - 1))}
+    assert hangul - limits == {0x1100, 0x1200, 0xA960, 0xA980, 0xAC00, 0xD800}
 
 
 def test_tokens_file():

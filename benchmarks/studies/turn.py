@@ -63,7 +63,7 @@ def endpoints(
     found, start = list[float](), 0
     while True:
         rest = Frames(output=np.zeros((len(log_probs) - start, 1), np.float32), log_probs=log_probs[start:])
-        utterance = Utterance(0, start, search, output_size=1, keeps_output=False, commits=False)
+        utterance = Utterance(0, start, search, rest[:0], keeps_output=False, commits=False)
         utterance.advance(rest, Endpointer(config, model.manifest.frame_s, model.config.blank, fusion))
         if utterance.endpoint is None:
             return found

@@ -73,6 +73,9 @@ class StreamState:
         self._num_resets = 0
         blank, endpoint, penalty = model.config.blank, options.endpoint, options.blank_penalty
         self._endpointer = Endpointer(endpoint, self.frame_s, blank, fusion) if endpoint else None
+        sizes = model.config.output_size, model.config.vocab_size
+        output, log_probs = (np.zeros((0, size), np.float32) for size in sizes)
+        self._nothing = Frames(output=output, log_probs=log_probs)
         # This does not refer to `self`: a reference from an utterance to its stream would keep the model in memory
         # until garbage collection.
         self._new_search: Callable[[], Search] = partial(GreedySearch, blank, blank_penalty=penalty)
@@ -222,11 +225,9 @@ class StreamState:
                 self.utterance.conclude(result)
                 self.caches = self._no_caches()
                 return
-            config = self.model.config
-            nothing = [np.zeros((0, size), np.float32) for size in (config.output_size, config.vocab_size)]
-            surplus = self.utterance.surplus or Frames(output=nothing[0], log_probs=nothing[1])
+            surplus = self.utterance.surplus
             if self.options.chunk_size is not None:
-                self.caches.begin_anew(len(surplus) - len(surplus) % config.chunk_multiple)
+                self.caches.begin_anew(len(surplus) - len(surplus) % self.model.config.chunk_multiple)
             self._begin_utterance(number, self.utterance.end)
             self._advance(surplus)
 
@@ -255,12 +256,11 @@ class StreamState:
             raise StreamError("decoding has failed, and audio was lost: reset the stream, or create another")
 
     def _begin_utterance(self, number: int, start: int) -> None:
-        options, size = self.options, self.model.config.output_size
+        options, commits = self.options, self.options.chunk_size is not None
         keeps = options.search in ("attention_rescoring", "attention") or options.endpoint is not None
         self.utterance = Utterance(
-            number, start, self._new_search, output_size=size, keeps_output=keeps,
-            commits=options.chunk_size is not None, grammar=self.grammar,
-        )  # fmt: skip
+            number, start, self._new_search, self._nothing, keeps_output=keeps, commits=commits, grammar=self.grammar
+        )
         self.extractor.forget(start)
         if self._endpointer is not None:
             self._endpointer.reset()

@@ -43,28 +43,28 @@ class Utterance:
     """An utterance during recognition.
 
     `number` is the number that its segment will have, if any words are recognised. It begins at encoder frame `start`
-    of the source, and has `num_frames` frames so far. `endpoint` ended it, if any. `surplus` are frames after its end;
-    the next utterance begins with them. `new_search` creates its first-pass search, whose times count from `start`.
-    `keeps_output`: `encoder_out` will be needed. `commits`: words are committed, which is possible only if its frames
-    are never encoded again. `is_concluded`: it has its final result.
+    of the source, and has `num_frames` frames so far. `endpoint` ended it, if any. `surplus` are frames after its end,
+    at first `nothing`; the next utterance begins with them. `new_search` creates its first-pass search, whose times
+    count from `start`. `keeps_output`: `encoder_out` will be needed. `commits`: words are committed, which is possible
+    only if its frames are never encoded again. `is_concluded`: it has its final result.
     """
 
     number: int
     start: int
     new_search: Callable[[], Search]
+    nothing: Frames
     _: KW_ONLY
-    output_size: int
     keeps_output: bool
     commits: bool
     grammar: PhraseGraph | None = None
     num_frames: int = 0
     endpoint: Endpoint | None = None
-    surplus: Frames | None = None
     is_concluded: bool = False
 
     def __post_init__(self) -> None:
         self.search = self.new_search()
-        self._outputs: list[Value] = [np.zeros((0, self.output_size), np.float32)]
+        self.surplus = self.nothing
+        self._outputs: list[Value] = [self.nothing.output]
         self._result: Result | None = None
         self._committed: list[int] = []
         self._num_committed = 0
@@ -102,13 +102,10 @@ class Utterance:
 
         `log_probs` are the CTC log-probabilities [time, vocab] of all frames so far.
         """
-        output, rest = self.encoder_out(), log_probs[num_frames:]
+        output = self.encoder_out()
         self._outputs = [output[:num_frames]]
-        output = output[num_frames:]
-        if self.surplus is not None:
-            output = joined([output, self.surplus.output], 0)
-            rest = np.concatenate([rest, self.surplus.log_probs])
-        self.surplus = Frames(output=output, log_probs=rest)
+        rest = np.concatenate([log_probs[num_frames:], self.surplus.log_probs])
+        self.surplus = Frames(output=joined([output[num_frames:], self.surplus.output], 0), log_probs=rest)
         self.num_frames = num_frames
         times = self.search.best().times
         self._committed = self._committed[: sum(time < num_frames for time in times)]

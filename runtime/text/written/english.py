@@ -119,7 +119,11 @@ def _time(words: Sequence[str], place: int) -> list[Written] | None:
     hour = below_hundred(words, place)
     if hour is None or not 1 <= hour[0] <= 12:
         return None
-    minutes, end = _minutes(words, hour[1])
+    minutes, end = "", hour[1]
+    if word_at(words, end) == "oh" and word_at(words, end + 1) in UNITS:
+        minutes, end = f":0{UNITS[words[end + 1]]}", end + 2
+    elif (found := below_hundred(words, end)) and 10 <= found[0] <= 59:
+        minutes, end = f":{found[0]}", found[1]
     before, following = word_at(words, place - 1), word_at(words, end)
     half, after = _HALVES_OF_DAY.get(following, ""), end + 1
     if not half and word_at(words, after) == "m":  # two words: "a m"
@@ -130,14 +134,6 @@ def _time(words: Sequence[str], place: int) -> list[Written] | None:
         return [Written(str(hour[0]), place, end), Written("o'clock", end, end + 1)]
     is_open = following not in _COUNTED and not _goes_on(words, end) if before == "at" else following in _AFTER_DATES
     return [Written(f"{hour[0]}{minutes}", place, end)] if minutes and before in _BEFORE_TIMES and is_open else None
-
-
-def _minutes(words: Sequence[str], place: int) -> tuple[str, int]:
-    """Return minutes in the form ":30", and the position after them. The minutes are "" if there are none."""
-    if word_at(words, place) == "oh" and word_at(words, place + 1) in UNITS:
-        return f":0{UNITS[words[place + 1]]}", place + 2
-    found = below_hundred(words, place)
-    return (f":{found[0]}", found[1]) if found and 10 <= found[0] <= 59 else ("", place)
 
 
 def _year(words: Sequence[str], place: int) -> tuple[int, int] | None:
