@@ -85,8 +85,7 @@ class MultiHeadAttention(nn.Module):
     def __init__(self, dim: int, config: Attention) -> None:
         super().__init__()
         self.config = config
-        inner = config.num_heads * config.head_dim
-        inner_kv = config.num_kv_heads * config.head_dim
+        inner, inner_kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.linear_q = nn.Linear(dim, inner, bias=config.query_bias)
         self.linear_k = nn.Linear(dim, inner_kv, bias=config.key_bias)
         self.linear_v = nn.Linear(dim, inner_kv, bias=config.value_bias)

@@ -129,15 +129,10 @@ def convolution(g: GraphBuilder, x: ir.Value, module: ConvolutionModule, frames:
     with g.scope("conv_module", group="pointwise_convolutions"):
         inputs = [half(g, x, module.pointwise_conv1, "pointwise_conv1", name) for name in HALVES]
         weights = _weights(g, module)
-        is_rms = isinstance(module.norm, RMSNorm)
-        has_norm = isinstance(module.norm, nn.LayerNorm)
-        form = TimeConvolution(
-            kernel=config.kernel,
-            activation="" if is_rms else config.activation,
-            bias=len(weights) - 2 * has_norm > 1,
-            norm=has_norm,
-            epsilon=config.norm.eps if has_norm else 0.0,
-        )
+        is_rms, has_norm = isinstance(module.norm, RMSNorm), isinstance(module.norm, nn.LayerNorm)
+        kind, epsilon = "" if is_rms else config.activation, config.norm.eps if has_norm else 0.0
+        bias = len(weights) - 2 * has_norm > 1
+        form = TimeConvolution(kernel=config.kernel, activation=kind, bias=bias, norm=has_norm, epsilon=epsilon)
         y = frames.convolved(g, form, inputs, weights, row, channels=config.channels, causal=config.causal)
         if is_rms:
             y = normalization(g, y, module.norm, "norm")

@@ -150,8 +150,7 @@ class Parity:
         noise = self.random.standard_normal((*shape, self.config.feature_size))
         smooth = noise.copy()
         smooth[..., 1:, :] = 0.6 * noise[..., 1:, :] + 0.8 * noise[..., :-1, :]
-        cmvn = self.network.encoder.global_cmvn
-        if cmvn is not None:
+        if (cmvn := self.network.encoder.global_cmvn) is not None:
             smooth = smooth / cmvn.istd.numpy() + cmvn.mean.numpy()
         return smooth.astype(np.float32)
 

@@ -52,14 +52,10 @@ def read_gating(conf: Section) -> Gating:
     hidden = conf.integer("cgmlp_linear_units", 2048)
     if hidden % 2:
         raise conf.wrong("cgmlp_linear_units", hidden, "even (half of the units form the gate)")
-    causal = conf.flag("causal", default=False)
-    return Gating(
-        hidden=hidden,
-        kernel=read_kernel(conf, "cgmlp_conv_kernel", 31, causal=causal),
-        causal=causal,
-        linear=conf.flag("use_linear_after_conv", default=False),
-        activation=conf.choice("gate_activation", "identity", ("identity", *ACTIVATIONS)),
-    )
+    causal, linear = conf.flag("causal", default=False), conf.flag("use_linear_after_conv", default=False)
+    kernel = read_kernel(conf, "cgmlp_conv_kernel", 31, causal=causal)
+    kind = conf.choice("gate_activation", "identity", ("identity", *ACTIVATIONS))
+    return Gating(hidden=hidden, kernel=kernel, causal=causal, linear=linear, activation=kind)
 
 
 def two_branches(

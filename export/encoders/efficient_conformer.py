@@ -120,8 +120,7 @@ class GroupedAttention(MultiHeadAttention):
 
     def _groups(self, x: Tensor) -> Tensor:
         """Reshape [batch, time, dim] to [batch, heads, groups, group_size * head_dim]."""
-        missing = -x.shape[1] % self.group_size
-        padded = nn.functional.pad(x, (0, 0, 0, missing))
+        padded = nn.functional.pad(x, (0, 0, 0, -x.shape[1] % self.group_size))
         return padded.reshape(len(x), -1, *self.pos_bias_u.shape).transpose(1, 2)
 
     def forward(self, x: Tensor, keys_values: Tensor, mask: Tensor, positions: Tensor | None = None) -> Tensor:
