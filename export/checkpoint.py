@@ -15,8 +15,8 @@ from torch import Tensor
 
 from u2moe.export.architecture import Architecture
 from u2moe.export.encoders.kinds import KINDS
-from u2moe.export.layers import NUM_LEARNED
 from u2moe.export.model import SpeechModel
+from u2moe.export.positions import NUM_LEARNED
 from u2moe.export.text_files import CMVN_ISTD, CMVN_MEAN, read_cmvn, read_text
 from u2moe.export.training_config import CONFIG_FILE, TrainingConfig, read_training_config
 from u2moe.export.weights import CONCATENATION, AdapterUse, linked_weights, load_weights, select_tensors

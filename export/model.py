@@ -10,17 +10,9 @@ from torch import Tensor, nn
 from u2moe.export.architecture import Architecture, Decoder
 from u2moe.export.attention import MultiHeadAttention, added, norm, positional_encoding
 from u2moe.export.encoders.kinds import KINDS
-from u2moe.export.layers import (
-    AttentionNodes,
-    LearnedPositions,
-    Residual,
-    feed_forward,
-    linear,
-    mask_bias,
-    sinusoids,
-    vector,
-)
+from u2moe.export.layers import AttentionNodes, Residual, feed_forward, linear, mask_bias, sinusoids, vector
 from u2moe.export.moe import feed_forward as torch_feed_forward
+from u2moe.export.positions import LearnedPositions
 from u2moe.runtime.graph import layers
 from u2moe.runtime.graph.builder import GraphBuilder
 from u2moe.runtime.graph.layers import Prefixes, shared_prefixes

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from u2moe.export.comparison import Array, Comparison, ParityReport, compare_features, compared
-from u2moe.export.layers import NUM_LEARNED
 from u2moe.export.model import SpeechModel
 from u2moe.export.moe import MixtureOfExperts
+from u2moe.export.positions import NUM_LEARNED
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.manifest import Manifest
 from u2moe.runtime.errors import ParityError

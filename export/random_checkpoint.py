@@ -24,9 +24,9 @@ from torch.utils._pytree import tree_map_only
 from u2moe.export.architecture import Architecture
 from u2moe.export.attention import RMSNorm, positional_encoding
 from u2moe.export.checkpoint import Checkpoint
-from u2moe.export.layers import TABLE_LENGTHS, position_table
 from u2moe.export.model import SpeechModel
 from u2moe.export.moe import MixtureOfExperts
+from u2moe.export.positions import TABLE_LENGTHS, position_table
 from u2moe.export.subsampling import KINDS as SUBSAMPLINGS
 from u2moe.export.text_files import CMVN_ISTD, CMVN_MEAN, Section, read_cmvn, read_yaml
 from u2moe.export.training_config import CONFIG_FILE, parse_training_config, read_features

@@ -8,16 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from u2moe.export.architecture import EncoderArchitecture, SubsamplingKind
-from u2moe.export.layers import (
-    LearnedPositions,
-    affine,
-    linear,
-    normalization,
-    parameter,
-    product,
-    vector,
-    weight_and_bias,
-)
+from u2moe.export.layers import affine, linear, normalization, parameter, product, vector, weight_and_bias
+from u2moe.export.positions import LearnedPositions
 from u2moe.runtime.graph import layers
 from u2moe.runtime.graph.builder import GraphBuilder
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from u2moe.export.architecture import Architecture
 from u2moe.export.attention import positional_encoding
-from u2moe.export.layers import position_table
 from u2moe.export.model import SpeechModel
+from u2moe.export.positions import position_table
 from u2moe.export.text_files import CMVN_ISTD
 from u2moe.runtime.errors import CheckpointError, UnsupportedError
 

@@ -16,7 +16,7 @@ from u2moe.export.architecture import Attention, Convolution, EncoderArchitectur
 from u2moe.export.attention import MultiHeadAttention, attended
 from u2moe.export.convolution import ConvolutionModule, convolution_parts, initial_cache
 from u2moe.export.encoders.conformer import ConformerBlock, ConformerNodes
-from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE, Context, attention_cache
+from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE, Context
 from u2moe.export.encoders.nodes import FrameNodes, next_history
 from u2moe.export.layers import AttentionNodes, Residual, linear, parameter, product
 from u2moe.export.text_files import Section
@@ -166,7 +166,7 @@ class EfficientBlock(ConformerBlock):
         own, found = cast("Strided", config.own), []
         for step, blocks in own.rates().items():
             attention, history = (cache_name(each, step) for each in CACHES)
-            found.append(attention_cache(config, len(blocks), attention, config.frame_reduction / step))
+            found.append(cls._attention_cache(config, len(blocks), attention, config.frame_reduction / step))
             shape = (cast("Convolution", config.convolution).channels, own.kernels[blocks[0]] - 1)
             found += [Cache(name=history, num_blocks=len(blocks), shape=shape)] if shape[1] else []
         return tuple(found)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from u2moe.export.architecture import EncoderArchitecture
 from u2moe.export.attention import norm
-from u2moe.export.layers import encodings
+from u2moe.export.positions import encodings
 from u2moe.export.subsampling import KINDS, Subsampling
 from u2moe.runtime.bundle.contract import Cache
 
@@ -89,7 +89,15 @@ class Block(nn.Module):
         """Return the caches that a stream keeps from chunk to chunk."""
         num, found = config.num_blocks, [item for item in cls.convolutions(config) if item[2] > 1]
         histories = (Cache(name=name, num_blocks=num, shape=(size, kernel - 1)) for name, size, kernel in found)
-        return attention_cache(config, num), *histories
+        return cls._attention_cache(config, num), *histories
+
+    @staticmethod
+    def _attention_cache(
+        config: EncoderArchitecture, num_blocks: int, name: str = ATT_CACHE, rate: float = 1.0
+    ) -> Cache:
+        """Return the cache for keys and values of `num_blocks` blocks."""
+        shape = (config.attention.num_kv_heads, 0, 2 * config.attention.head_dim)
+        return Cache(name=name, num_blocks=num_blocks, shape=shape, rate=rate)
 
 
 class SpeechEncoder(nn.Module):
@@ -176,9 +184,3 @@ class SpeechEncoder(nn.Module):
                 num = min(cache.num_frames(required), size)
                 kept[cache.name] = kept[cache.name].narrow(cache.time_axis - 1, size - num, num)
         return kept
-
-
-def attention_cache(config: EncoderArchitecture, num_blocks: int, name: str = ATT_CACHE, rate: float = 1.0) -> Cache:
-    """Return the cache for keys and values of `num_blocks` blocks."""
-    heads = config.attention
-    return Cache(name=name, num_blocks=num_blocks, shape=(heads.num_kv_heads, 0, 2 * heads.head_dim), rate=rate)

@@ -9,16 +9,8 @@ from torch import nn
 from u2moe.export.attention import MultiHeadAttention
 from u2moe.export.convolution import Surroundings
 from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE, SpeechEncoder
-from u2moe.export.layers import (
-    AttentionNodes,
-    Residual,
-    encoding_nodes,
-    feed_forward,
-    mask_bias,
-    position_biases,
-    sinusoids,
-    vector,
-)
+from u2moe.export.layers import AttentionNodes, Residual, feed_forward, mask_bias, position_biases, sinusoids, vector
+from u2moe.export.positions import encoding_nodes
 from u2moe.runtime.graph.attention import END, next_cache
 from u2moe.runtime.graph.builder import GraphBuilder, Operand
 

@@ -25,15 +25,7 @@ from u2moe.export.architecture import (
 )
 from u2moe.export.attention import MultiHeadAttention, added, attended
 from u2moe.export.convolution import ConvolutionModule
-from u2moe.export.encoders.network import (
-    ATT_CACHE,
-    CNN_CACHE,
-    Block,
-    BlockCaches,
-    Context,
-    SpeechEncoder,
-    attention_cache,
-)
+from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE, Block, BlockCaches, Context, SpeechEncoder
 from u2moe.export.layers import parameter, transposed, vector, weight_and_bias
 from u2moe.export.moe import DenseFeedForward
 from u2moe.export.subsampling import Convolutions
@@ -251,8 +243,8 @@ class SqueezeformerBlock(Block):
         own = cast("Squeezed", config.own)
         num_half = own.recover - own.reduce
         _, *histories = super().caches(config)
-        half = attention_cache(config, num_half, HALF_ATT_CACHE, rate=0.5)
-        return attention_cache(config, config.num_blocks - num_half), half, *histories
+        half = cls._attention_cache(config, num_half, HALF_ATT_CACHE, rate=0.5)
+        return cls._attention_cache(config, config.num_blocks - num_half), half, *histories
 
 
 class TimeReduction(nn.Module):
