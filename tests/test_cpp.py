@@ -10,25 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import compiled
 import conformance
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import soundfile
-from compiled import (
-    CHECKS,
-    EXAMPLES,
-    HAS_OPENSSL,
-    NEEDED,
-    ONNXRUNTIME,
-    ROOT,
-    SIGNATURES,
-    SOURCE,
-    built_kernels,
-    cmake,
-    shared_library,
-)
+from compiled import CHECKS, EXAMPLES, HAS_OPENSSL, NEEDED, ONNXRUNTIME, ROOT, SIGNATURES, SOURCE
 from manifests import (
     LATER,
     LATER_FIELD,
@@ -72,8 +61,8 @@ pytestmark = NEEDED
 
 
 def build(folder, target, *settings, source):
-    cmake("-B", folder, *settings, source)
-    cmake("--build", folder, "--target", target)
+    compiled.cmake("-B", folder, *settings, source)
+    compiled.cmake("--build", folder, "--target", target)
     return [folder / target]
 
 
@@ -83,12 +72,14 @@ class Installed:
     def __init__(self, factory, sanitizers):
         folder = factory.mktemp("installed")
         flags = f"-fsanitize={sanitizers} -fno-sanitize-recover=all -g1" if sanitizers else ""
-        kernels = "ON" if sanitizers else built_kernels()
+        kernels = "ON" if sanitizers else compiled.built_kernels()
         common = ["-DCMAKE_BUILD_TYPE=None", "-DCMAKE_UNITY_BUILD=ON", ONNXRUNTIME]
-        compiled = shared_library(factory, f"-DU2MOE_KERNELS={kernels}", SIGNATURES, flags=f"-O1 {flags}".strip())
-        self.prefix = compiled / "prefix"
+        library = compiled.shared_library(
+            factory, f"-DU2MOE_KERNELS={kernels}", SIGNATURES, flags=f"-O1 {flags}".strip()
+        )
+        self.prefix = library / "prefix"
         self.library = self.prefix / "lib" / "libu2moe.so"
-        found = [f"-DCMAKE_PREFIX_PATH={self.prefix}", f"-DBUILD={compiled / 'library'}"]
+        found = [f"-DCMAKE_PREFIX_PATH={self.prefix}", f"-DBUILD={library / 'library'}"]
         linked = "" if kernels in ("ON", "OFF") else kernels
         programs = [*common, *found, f"-DKERNELS={linked}", f"-DCMAKE_CXX_FLAGS={flags}", SIGNATURES]
         build(folder / "programs", "all", *programs, source=CHECKS)

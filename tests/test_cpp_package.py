@@ -7,17 +7,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import compiled
 import pytest
-from compiled import (
-    CHECKS,
-    NEEDED,
-    ONNXRUNTIME_FOLDER,
-    SIGNATURES,
-    built_kernels,
-    cmake,
-    installed_library,
-    shared_library,
-)
+from compiled import CHECKS, NEEDED, ONNXRUNTIME_FOLDER, cmake
 
 pytestmark = NEEDED
 LIBRARIES = f"lib/{platform.machine()}-linux-gnu"
@@ -30,10 +22,10 @@ def prefix(request, tmp_path_factory):
     """Return the folder to which the installed library was moved, after its build tree was removed."""
     folder = tmp_path_factory.mktemp("package")
     kind = f"-DBUILD_SHARED_LIBS={'ON' if request.param == 'shared' else 'OFF'}"
-    settings, flags = [f"-DU2MOE_KERNELS={built_kernels()}", SIGNATURES], "-O1"
-    compiled = shared_library(tmp_path_factory, *settings, flags=flags)  # as test_cpp
+    settings, flags = [f"-DU2MOE_KERNELS={compiled.built_kernels()}", compiled.SIGNATURES], "-O1"
+    shared = compiled.shared_library(tmp_path_factory, *settings, flags=flags)  # as test_cpp
     place = f"-DCMAKE_INSTALL_LIBDIR={LIBRARIES}"
-    installed = installed_library(folder, kind, place, *settings, flags=flags, compiled=compiled)
+    installed = compiled.installed_library(folder, kind, place, *settings, flags=flags, compiled=shared)
     shutil.rmtree(folder / "library")
     return installed.rename(folder / "moved")
 

@@ -1,5 +1,6 @@
 """Recordings of speech, and WeNet's results for them with networks of each kind, from `golden/recordings.py`."""
 
+import functools
 import json
 import lzma
 from pathlib import Path
@@ -26,10 +27,14 @@ def known():
     return json.loads(lzma.decompress(FILE.read_bytes())) if FILE.exists() else {}
 
 
+@functools.cache
+def all_speech():
+    return np.concatenate([soundfile.read(path, dtype="float32")[0] for path in sorted(CLIPS.glob("*.flac"))])
+
+
 def features(number, front_end):
     """Return features [frames, size] of a recording: 0.7 to 1.6 s from the demo's clips, some faster and louder."""
-    speech = np.concatenate([soundfile.read(path, dtype="float32")[0] for path in sorted(CLIPS.glob("*.flac"))])
-    length = 11200 + 720 * (number % 21)
+    speech, length = all_speech(), 11200 + 720 * (number % 21)
     start = number * 33331 % (len(speech) - 2 * length)
     cut = speech[start : start + 2 * length : 1 + number % 2][:length]
     return fbank(cut * np.float32(0.4 + 0.1 * (number % 6)), front_end)
