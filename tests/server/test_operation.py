@@ -151,6 +151,11 @@ def test_certificate_and_keys_are_read_anew(running, tmp_path):
                 reload()
                 async with client("key-of-carol"):
                     pass
+                keys.unlink()
+                os.mkfifo(keys)
+                reload()
+                async with client("key-of-carol"):  # the event loop does not wait for data of the pipe
+                    pass
                 await speaking.send('{"sample_rate": 16000}')
                 assert "ready" in await speaking.recv()
 
