@@ -132,9 +132,9 @@ def test_outputs_of_a_runner_are_checked(folder, sound, change, told):
 
 OTHERS = (
     "efficient_conformer_stream_three_rates", "e_branchformer_moe", "squeezeformer", "rope_gqa_moe", "shaw_moe",
-    "stack_n_frames_whisper_positions", "moe_top_3",
+    "stack_n_frames_whisper_positions",
 )  # fmt: skip
-"""Encoders with frame rates, caches, attention, positions and mixtures that the golden networks lack."""
+"""Encoders with frame rates, caches, attention and positions that the golden networks lack."""
 
 
 @pytest.mark.parametrize("name", OTHERS)
