@@ -6,8 +6,9 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
+from static_damage import SHORTER, damaged, shorter
 
-from u2moe.runtime import BundleError, ProviderError
+from u2moe.runtime import Bundle, BundleError, ProviderError, Recognizer
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.graph.file import external_of
 from u2moe.runtime.model.session import Session
@@ -30,6 +31,13 @@ def test_outputs_by_name_and_graphs_of_other_bundles(bundle, capfd):
     with pytest.raises(ProviderError, match=r"ctc failed on CPUExecutionProvider for \{'encoder_out': \(2, 3\)\}"):
         session(bundle).run({"encoder_out": np.zeros((2, 3), np.float32)})
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("graph", "output", "axis"), SHORTER)
+def test_outputs_of_unexpected_shapes_are_refused_by_name(bundle, sound, tmp_path, graph, output, axis):
+    other = Bundle.open(damaged(bundle.path, tmp_path / "damaged", f"{graph}.onnx", shorter(output, axis)))
+    with pytest.raises((BundleError, ProviderError), match=rf"{graph}\.onnx: output {output}.*, expected"):
+        Recognizer(other, other.load()).transcribe(sound)
 
 
 def test_external_data_lies_beside_the_graph(bundle, tmp_path, monkeypatch):

@@ -52,7 +52,7 @@ class Session:
         *,
         files: BundleFiles | None = None,
     ) -> None:
-        self.graph = graph
+        self.graph, self._config, self._file = graph, manifest.model, file
         self._output_names = [tensor.name for tensor in graph.outputs]
         self._stay = {tensor.name for tensor in graph.outputs if graph.name == "encoder" and tensor.dtype == "float32"}
         _refuse_what_crashes(file, manifest, settings)
@@ -98,6 +98,17 @@ class Session:
         except ONNXRUNTIME_ERRORS as error:
             shapes = {name: tuple(value.shape) for name, value in feeds.items()}
             raise ProviderError(f"{self.graph.name} failed on {self.providers[0]} for {shapes}: {error}") from error
+        config, inputs = self._config, self.graph.inputs
+        sizes = {
+            axis: size for tensor in inputs for axis, size in zip(tensor.axes, arrays[tensor.name].shape, strict=True)
+        }
+        sizes |= {"vocab_size": config.vocab_size, "length_and_eos": sizes.get("length", 0) + 1}
+        if "frames" in sizes:
+            sizes["time"] = (sizes["frames"] - config.window) // config.subsampling_rate + 1
+        for tensor, output in zip(self.graph.outputs, outputs, strict=True):
+            expected = tuple(sizes.get(axis, size) for axis, size in zip(tensor.axes, output.shape, strict=True))
+            if output.shape != expected:
+                raise ProviderError(f"{self._file}: output {tensor.name} is {output.shape}, expected {expected}")
         return dict(zip(self._output_names, outputs, strict=True))
 
 
