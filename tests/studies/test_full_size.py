@@ -81,6 +81,7 @@ def test_ratios_are_of_rounds_and_factors_of_audio_and_bounds_of_what_is_measure
 
 
 @pytest.mark.endurance
+@pytest.mark.filterwarnings("ignore:.*random weights, for measuring only")
 @pytest.mark.parametrize("native", [False, True])
 def test_a_machine_is_measured_with_native_kernels_and_without(native, tiny, tmp_path, monkeypatch, capsys):
     """With the tiny model in place of all models."""
@@ -113,4 +114,4 @@ def test_a_machine_is_measured_with_native_kernels_and_without(native, tiny, tmp
     assert {case.title for case in full_size.CASES if case.title in shown["tables"]} == measured
     assert shown["threads.read"] == "1.00"
     targets = list(full_size.targets({"machines": machines}))
-    assert len({target.name for target in targets}) == len(targets) == (7 + 2 + 1 if native else 1)
+    assert len({target.name for target in targets}) == len(targets) == (11 + 2 + 1 if native else 1)
