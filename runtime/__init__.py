@@ -34,9 +34,8 @@ from u2moe.runtime.options import DecodingOptions, EndpointConfig, EndpointRule,
 from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.result import Alignment, Alternative, PhraseResult, Result, Transcript, WordResult
 from u2moe.runtime.stream import Stream
-from u2moe.runtime.text.formats import format_transcript
+from u2moe.runtime.text.formats import SubtitleOptions, format_transcript
 from u2moe.runtime.text.grammar import Grammar
-from u2moe.runtime.text.subtitles import SubtitleOptions
 from u2moe.runtime.text.written.formatter import TextFormat, TextFormatter
 from u2moe.runtime.transcriber import Transcriber
 

@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from u2moe.runtime.result import Result, Transcript, WordResult
-from u2moe.runtime.text import subtitles
-from u2moe.runtime.text.formats import FORMATS, format_transcript
-from u2moe.runtime.text.subtitles import SubtitleOptions, make_cues
+from u2moe.runtime.text import formats
+from u2moe.runtime.text.formats import FORMATS, SubtitleOptions, format_transcript, make_cues
 
 
 def segment(*timed_words, space=" ", confidence=0.5):
@@ -139,13 +138,13 @@ def test_times_are_exact(ms):
 def test_the_work_grows_as_the_length(monkeypatch):
     """Each word can begin only subtitles of up to 7 s, which contain 28 words."""
     letters = [(chr(0x4E00 + i % 50), i * 0.25, i * 0.25 + 0.2) for i in range(4_800)]
-    fits, tried = subtitles._fits, itertools.count(1)
+    fits, tried = formats._fits, itertools.count(1)
 
     def counted(group, options):
         assert next(tried) <= 30 * len(letters)
         return fits(group, options)
 
-    monkeypatch.setattr(subtitles, "_fits", counted)
+    monkeypatch.setattr(formats, "_fits", counted)
     cues = make_cues([segment(*letters, space="")])
     assert next(tried) > len(letters)
     assert sum(len("".join(cue.lines)) for cue in cues) == len(letters)

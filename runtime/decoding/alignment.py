@@ -216,8 +216,7 @@ class TextAligner:
             needed_s = self._aligner.num_needed * frame_s
             raise AlignmentError(f"the text needs at least {needed_s:.1f} s of audio, found {duration:.1f} s")
         words = [word for _, words in self._sentences for word in words]
-        peaks = [token.peak for token in aligned]
-        spans = iter(word_spans(words, peaks, frame_s, self._pauses, num_frames=len(heard)))
+        spans = iter(word_spans(words, [token.peak for token in aligned], frame_s, self._pauses, num_frames=len(heard)))
         segments = []
         for number, (text, own) in enumerate(self._sentences):
             timed = [

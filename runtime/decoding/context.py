@@ -69,7 +69,12 @@ class ContextGraph:
         if not bonuses:
             raise ValueError("hotwords are empty: pass None to use no hotwords")
         for words, bonus in bonuses.items():
-            self._add_phrase(words, bonus)
+            num_characters, state, matched = sum(map(len, words)), 0, 0
+            for character in WORD_BOUNDARY + WORD_BOUNDARY.join(words):
+                state = self._grow(state, character)
+                matched += character != WORD_BOUNDARY
+                self._partial[state] = max(self._partial[state], bonus * matched / num_characters)
+            self._output[self._grow(state, WORD_BOUNDARY)] = bonus
         self._fail = self._link()
         arcs_of = ((state, following) for state, arcs in enumerate(self._next) for following in arcs.values())
         step = max(self._output[after] + self._partial[after] - self._partial[state] for state, after in arcs_of)
@@ -123,14 +128,6 @@ class ContextGraph:
             self._output.append(0.0)
             self._partial.append(0.0)
         return self._next[state][character]
-
-    def _add_phrase(self, words: tuple[str, ...], bonus: float) -> None:
-        num_characters, state, matched = sum(map(len, words)), 0, 0
-        for character in WORD_BOUNDARY + WORD_BOUNDARY.join(words):
-            state = self._grow(state, character)
-            matched += character != WORD_BOUNDARY
-            self._partial[state] = max(self._partial[state], bonus * matched / num_characters)
-        self._output[self._grow(state, WORD_BOUNDARY)] = bonus
 
     def _link(self) -> list[int]:
         """Compute failure links: for each state, the longest proper suffix that begins a phrase.

@@ -121,8 +121,7 @@ class FeatureExtractor:
 
     def shorten_window(self, num_frames: int) -> None:
         """End the last window after `num_frames` encoder frames. The next window starts there."""
-        rate = self._config.subsampling_rate
-        self._windows.put_back(self.window[num_frames * rate : self._windows.stride])
+        self._windows.put_back(self.window[num_frames * self._config.subsampling_rate : self._windows.stride])
         self.window = self.window[: self._config.num_features(num_frames)]
 
     def repeat_window(self, num_frames: int) -> None:

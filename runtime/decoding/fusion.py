@@ -21,8 +21,6 @@ from u2moe.runtime.text.vocabulary import UNREADABLE, WORD_BOUNDARY, Vocabulary,
 _LAST = "\U0010ffff"
 _MAX_STATES = 1 << 17
 _SLACK = 1e-9  # tolerance, larger than the rounding errors of sums of scores
-
-
 _NO_MOVES: dict[int, tuple[FusionState, float]] = {}  # shared by states without cached moves. Never modified
 
 
@@ -109,7 +107,12 @@ class Fusion:
         """Return the state after `token`, and the score of the words that it ends."""
         move = state.moves.get(token)
         if move is None:
-            move = self._read_token(state, token) if self._by_token else self._read(state, self._spellings[token])
+            if self._by_token:
+                word = self._by_token[token]
+                score, history = self._unknown(state.history) if word is None else self.ngrams.step(state.history, word)
+                move = self._state(history, ""), self._scale * score + self._word_bonus
+            else:
+                move = self._read(state, self._spellings[token])
             if state.moves is _NO_MOVES:  # most states share it
                 state.moves = {}
             state.moves[token] = move
@@ -168,11 +171,6 @@ class Fusion:
         if state.ended is None:
             state.ended = self._word(state.history, state.begun)
         return state.ended
-
-    def _read_token(self, state: FusionState, token: int) -> tuple[FusionState, float]:
-        word = self._by_token[token]
-        score, history = self._unknown(state.history) if word is None else self.ngrams.step(state.history, word)
-        return self._state(history, ""), self._scale * score + self._word_bonus
 
     def _state(self, history: int, begun: str) -> FusionState:
         beginning = self._beginning(begun) if begun else None

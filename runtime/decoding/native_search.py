@@ -36,7 +36,6 @@ _WRITERS: dict[str, tuple[type, ...]] = {
 }
 """Functions that write numbers if there is room, and return how many there are, or 0 on failure."""
 _ALL = 2**32 - 1
-_ROOM = 256
 
 
 class _Handle:
@@ -122,7 +121,7 @@ class NativeSearch:
 
     def _read(self, name: str, *arguments: Any) -> list[float]:
         """Call a function of `_WRITERS`, and return the numbers that it writes."""
-        function, size = getattr(self._library, f"u2moe_search_{name}"), _ROOM
+        function, size = getattr(self._library, f"u2moe_search_{name}"), 256
         while True:
             found = np.empty(size)
             size = function(self._handle.value, *arguments, found.ctypes.data, len(found))

@@ -203,10 +203,14 @@ class StreamState:
             return extractor.window
 
     def advance(self, frames: Frames, caches: CacheRow) -> None:
-        """Add the encoder frames of a chunk, and store the caches for the next."""
+        """Add encoder frames to the current utterance, up to its end, and store the caches for the next chunk."""
         with self.lock:
             self.caches = caches
-            self._advance(frames)
+            self.utterance.advance(frames, self._endpointer)
+            self.utterance.commit(self.vocabulary)
+            if self.utterance.endpoint is None and self._endpointer is not None:
+                silence = self._endpointer.trailing_silence
+                self.utterance.endpoint = self._pause_rule.endpoint(self.utterance.end, silence)
 
     def cut(self, num_frames: int, log_probs: npt.NDArray[np.float32]) -> None:
         """End the current utterance after `num_frames` frames. `log_probs` [time, vocab] cover all its frames."""
@@ -229,7 +233,7 @@ class StreamState:
             if self.options.chunk_size is not None:
                 self.caches.begin_anew(len(surplus) - len(surplus) % self.model.config.chunk_multiple)
             self._begin_utterance(number, self.utterance.end)
-            self._advance(surplus)
+            self.advance(surplus, self.caches)
 
     @property
     def may_go_on(self) -> bool:
@@ -264,13 +268,6 @@ class StreamState:
         self.extractor.forget(start)
         if self._endpointer is not None:
             self._endpointer.reset()
-
-    def _advance(self, frames: Frames) -> None:
-        """Add frames to the current utterance, up to its end."""
-        self.utterance.advance(frames, self._endpointer)
-        self.utterance.commit(self.vocabulary)
-        if self.utterance.endpoint is None and self._endpointer is not None:
-            self.utterance.endpoint = self._pause_rule.endpoint(self.utterance.end, self._endpointer.trailing_silence)
 
     def _no_caches(self) -> CacheRow:
         return split_rows(self.model.encoder.start(), [0])[0]

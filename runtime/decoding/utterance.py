@@ -107,8 +107,7 @@ class Utterance:
         rest = np.concatenate([log_probs[num_frames:], self.surplus.log_probs])
         self.surplus = Frames(output=joined([output[num_frames:], self.surplus.output], 0), log_probs=rest)
         self.num_frames = num_frames
-        times = self.search.best().times
-        self._committed = self._committed[: sum(time < num_frames for time in times)]
+        self._committed = self._committed[: sum(time < num_frames for time in self.search.best().times)]
         self._phrases = [each for each in self._phrases if each[1] <= len(self._committed)]
         self.commits = False
         self.search, self._loudest = self.new_search(), []

@@ -117,7 +117,38 @@ class VoiceActivityDetector:
         Args:
             blocks: consecutive samples at 16 kHz, float32 [n]. The split into blocks does not matter.
         """
-        yield from _speech_spans(self._probabilities(blocks), self.options)
+        min_silent, padding = (
+            math.ceil(self.options.min_silence / (_WINDOW / _RATE)),
+            round(self.options.padding * _RATE),
+        )
+        held, start = np.zeros(0, np.float32), 0  # the samples from number `start` of the recording on
+        given = 0  # everything before this has been yielded or dropped
+        spoken = num_silent = 0  # end of the last window with speech, and number of windows since
+        speaks = begins = False
+        for samples, probabilities in self._probabilities(blocks):
+            end = start + len(held)
+            held = np.concatenate([held, samples])
+            for probability in probabilities:
+                end += _WINDOW
+                if probability >= (self.options.end_threshold if speaks and not num_silent else self.options.threshold):
+                    if not speaks:
+                        given = max(given, end - _WINDOW - padding)
+                        speaks = begins = True
+                    spoken, num_silent = end, 0
+                    continue
+                num_silent += 1
+                if speaks and num_silent >= min_silent:
+                    last = spoken + padding
+                    yield Speech(start=given, samples=held[given - start : last - start], begins=begins, ends=True)
+                    given, begins, speaks = last, False, False
+            if speaks and spoken > given:
+                yield Speech(start=given, samples=held[given - start : spoken - start], begins=begins, ends=False)
+                given, begins = spoken, False
+            keep = given if speaks else max(given, end - padding)
+            held, start = held[keep - start :], keep
+        if speaks:
+            last = min(spoken + padding, start + len(held))
+            yield Speech(start=given, samples=held[given - start : last - start], begins=begins, ends=True)
 
     def _probabilities(
         self, blocks: Iterable[npt.NDArray[np.float32]]
@@ -155,41 +186,6 @@ def _installed_file() -> Path:
             return file
     remedy = "run pip install --no-deps silero-vad, or give the path of its ONNX file"
     raise BundleError(f"silero-vad is not installed: {remedy}")
-
-
-def _speech_spans(
-    windows: Iterable[tuple[npt.NDArray[np.float32], list[float]]], options: VadOptions
-) -> Iterator[Speech]:
-    """Turn windows and their probabilities into spans of speech, each part as soon as it is certain."""
-    min_silent, padding = math.ceil(options.min_silence / (_WINDOW / _RATE)), round(options.padding * _RATE)
-    held, start = np.zeros(0, np.float32), 0  # the samples from number `start` of the recording on
-    given = 0  # everything before this has been yielded or dropped
-    spoken = num_silent = 0  # end of the last window with speech, and number of windows since
-    speaks = begins = False
-    for samples, probabilities in windows:
-        end = start + len(held)
-        held = np.concatenate([held, samples])
-        for probability in probabilities:
-            end += _WINDOW
-            if probability >= (options.end_threshold if speaks and not num_silent else options.threshold):
-                if not speaks:
-                    given = max(given, end - _WINDOW - padding)
-                    speaks = begins = True
-                spoken, num_silent = end, 0
-                continue
-            num_silent += 1
-            if speaks and num_silent >= min_silent:
-                last = spoken + padding
-                yield Speech(start=given, samples=held[given - start : last - start], begins=begins, ends=True)
-                given, begins, speaks = last, False, False
-        if speaks and spoken > given:
-            yield Speech(start=given, samples=held[given - start : spoken - start], begins=begins, ends=False)
-            given, begins = spoken, False
-        keep = given if speaks else max(given, end - padding)
-        held, start = held[keep - start :], keep
-    if speaks:
-        last = min(spoken + padding, start + len(held))
-        yield Speech(start=given, samples=held[given - start : last - start], begins=begins, ends=True)
 
 
 def _whole_windows(buffers: Iterable[npt.NDArray[np.float32]]) -> Iterator[npt.NDArray[np.float32]]:

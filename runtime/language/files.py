@@ -106,7 +106,10 @@ class _Reader:
             if len(fields) not in (length + 1, length + 2):
                 raise self._wrong(" ".join(fields), f"a {length}-gram (the header announces {count} of them)")
             try:
-                log_probs.append(self._log_prob(fields[0]))
+                log_prob = float(fields[0])
+                if not log_prob <= MOST_LOG:
+                    raise self._error(f"found {fields[0]}, expected the logarithm of a probability")
+                log_probs.append(max(log_prob, _ZERO))  # some tools write -inf
                 backoffs.append(float(fields[-1]) if len(fields) == length + 2 and length < highest else 0.0)
                 if length == 1:
                     ids.append(self._ids.setdefault(fields[1], len(self._ids)))
@@ -118,12 +121,6 @@ class _Reader:
                 raise self._error(f"{error.args[0]!r} is not among the unigrams") from None
         rows = np.array(ids, np.uint32).reshape(count, length)
         return rows, np.array(log_probs, np.float32), np.array(backoffs, np.float32)
-
-    def _log_prob(self, field: str) -> float:
-        log_prob = float(field)
-        if not log_prob <= MOST_LOG:
-            raise self._error(f"found {field}, expected the logarithm of a probability")
-        return max(log_prob, _ZERO)  # some tools write -inf
 
     def _expect(self, found: str, expected: str) -> None:
         if found != expected:

@@ -103,8 +103,7 @@ class Vocabulary:
 
     def text(self, tokens: Sequence[int]) -> str:
         """Return the text of token ids, without leading and trailing spaces."""
-        joined = "".join(self.symbols[token] for token in tokens)
-        return " ".join(joined.replace(WORD_BOUNDARY, " ").split())
+        return " ".join("".join(self.symbols[token] for token in tokens).replace(WORD_BOUNDARY, " ").split())
 
     def words(self, tokens: Sequence[int]) -> list[Word]:
         """Split token ids into words: at U+2581 and spaces, and around symbols of scripts without spaces."""

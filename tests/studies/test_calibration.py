@@ -10,7 +10,7 @@ from u2moe.benchmarks.studies import calibration
 from u2moe.benchmarks.studies.calibration import area_under_roc, fit, reliability, write_calibration
 from u2moe.runtime import Bundle
 from u2moe.runtime.bundle.manifest import Calibration
-from u2moe.runtime.decoding.second_pass import word_confidence
+from u2moe.runtime.decoding.rescoring import word_confidence
 
 
 def drawn(shape=lambda confidence: confidence, num=20_000):

@@ -1,4 +1,4 @@
-// Formats a transcript as text, JSON or subtitles. Subtitles are cut as on the server (u2moe.runtime.text.subtitles).
+// Formats a transcript as text, JSON or subtitles. Subtitles are cut as on the server (u2moe.runtime.text.formats).
 
 const LINE = 42; // maximum columns of a line
 const LINES = 2;

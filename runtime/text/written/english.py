@@ -4,7 +4,7 @@ As in style guides, numbers below ten stay words unless a unit follows: "two dog
 Three or more digits that are spoken one by one are joined.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 UNITS = dict(zip(("one", "two", "three", "four", "five", "six", "seven", "eight", "nine"), range(1, 10), strict=True))
@@ -12,8 +12,7 @@ _TEENS = (
     "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
 )  # fmt: skip
 TEENS = dict(zip(_TEENS, range(10, 20), strict=True))
-_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-TENS = dict(zip(_TENS, range(20, 100, 10), strict=True))
+TENS = {"twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}
 SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _ZEROS = ("zero", "oh")
 _NUMBERS = {*UNITS, *TEENS, *TENS, *SCALES, *_ZEROS, "hundred"}
@@ -63,10 +62,6 @@ class Written(NamedTuple):
     text: str
     begin: int
     end: int
-
-
-Rule = Callable[[Sequence[str], int], list[Written] | None]
-"""Converts the spoken words that start at a position; None: the rule does not apply."""
 
 
 def write(words: Sequence[str]) -> list[Written]:
@@ -247,8 +242,8 @@ def _is_number(words: Sequence[str], place: int) -> bool:
     return word_at(words, place) in _NUMBERS
 
 
-RULES: tuple[Rule, ...] = (_date, _time, _spoken_year, _digits, _ordinal, _quantity)
-"""All rules. The first that applies wins."""
+RULES = (_date, _time, _spoken_year, _digits, _ordinal, _quantity)
+"""All rules, which convert the spoken words that start at a position, or return None. The first that applies wins."""
 
 
 def word_at(words: Sequence[str], place: int) -> str:
