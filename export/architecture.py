@@ -42,16 +42,12 @@ class Attention:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    query_bias: bool = True
-    """Whether the query projection and the output projection have a bias."""
+    query_bias: bool = True  # whether the query projection and the output projection have a bias
     key_bias: bool = True
     value_bias: bool = True
-    relative: bool = False
-    """WeNet's rel_selfattn: a learned position term is added to the scores."""
-    rotary: bool = False
-    """WeNet's rope_abs_selfattn: queries and keys are rotated according to their positions (arXiv 2104.09864)."""
-    by_distance: bool = False
-    """WeNet's shaw_rel_selfattn: learned vectors for the distances between frames (arXiv 1803.02155)."""
+    relative: bool = False  # WeNet's rel_selfattn: a learned position term is added to the scores
+    rotary: bool = False  # WeNet's rope_abs_selfattn: positions rotate queries and keys (arXiv 2104.09864)
+    by_distance: bool = False  # WeNet's shaw_rel_selfattn: learned vectors for distances of frames (arXiv 1803.02155)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +56,7 @@ class FeedForward:
 
     kind: Literal["dense", "gated", "moe"] = "dense"
     hidden: int
-    activation: str
-    """One of `runtime.graph.activation.ACTIVATIONS`."""
+    activation: str  # one of `runtime.graph.activation.ACTIVATIONS`
     bias: bool = True
     num_experts: int = 0
     num_experts_per_token: int = 0
@@ -73,27 +68,22 @@ class Convolution:
 
     kernel: int
     causal: bool
-    channels: int
-    """Channels of the depthwise convolution: conv_inner_factor * dim / 2."""
+    channels: int  # channels of the depthwise convolution: conv_inner_factor * dim / 2
     bias: bool
     norm: Norm
-    activation: str
-    """One of `runtime.graph.activation.ACTIVATIONS`."""
+    activation: str  # one of `runtime.graph.activation.ACTIVATIONS`
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderArchitecture:
     """An encoder: normalisation and subsampling of the features, followed by blocks of one kind."""
 
-    kind: str
-    """WeNet's name, one of `encoders.kinds.KINDS`."""
-    input_size: int
-    """Mel bins of a feature frame."""
+    kind: str  # WeNet's name, one of `encoders.kinds.KINDS`
+    input_size: int  # mel bins of a feature frame
     dim: int
     num_blocks: int
     subsampling: SubsamplingKind
-    positions: PositionKind
-    """WeNet's name for the positional encodings. Some kinds of attention ignore the encodings."""
+    positions: PositionKind  # WeNet's name for the positional encodings. Some kinds of attention ignore the encodings
     attention: Attention
     feed_forward: FeedForward
     macaron: bool
@@ -101,22 +91,14 @@ class EncoderArchitecture:
     norm: Norm
     pre_norm: bool
     final_norm: bool
-    static_chunk_size: int
-    """The fixed chunk size of training, in frames after subsampling; 0 if there is none. Ignored if `dynamic_chunk` is
-    true."""
+    static_chunk_size: int  # of training, in frames after subsampling; 0: none. Ignored if `dynamic_chunk` is true
     dynamic_chunk: bool
-    normalized_input: bool = True
-    """Whether mean and variance normalisation of the features is part of the network."""
-    causal: bool
-    """Whether no layer looks beyond the current chunk."""
-    embed_eps: float = 1e-5
-    """Epsilon of the normalisation that some kinds of subsampling apply before the blocks; independent of `norm`."""
-    frame_reduction: int = 1
-    """Number of frames after subsampling that become one output frame."""
-    chunk_multiple: int = 1
-    """Chunk sizes must be multiples of this number of output frames."""
-    own: Any = None
-    """Settings that only this kind of encoder has: a frozen dataclass from the module of this kind."""
+    normalized_input: bool = True  # whether mean and variance normalisation of the features is part of the network
+    causal: bool  # whether no layer looks beyond the current chunk
+    embed_eps: float = 1e-5  # of the normalisation in some kinds of subsampling; independent of `norm`
+    frame_reduction: int = 1  # number of frames after subsampling that become one output frame
+    chunk_multiple: int = 1  # chunk sizes must be multiples of this number of output frames
+    own: Any = None  # settings that only this kind of encoder has: a frozen dataclass from the module of this kind
 
     @property
     def streaming(self) -> bool:
@@ -157,8 +139,7 @@ class Decoder:
     feed_forward: FeedForward
     norm: Norm
     pre_norm: bool
-    learned_positions: bool = False
-    """Whether the positional encodings are learned weights, which limits the number of positions."""
+    learned_positions: bool = False  # whether positional encodings are weights, which limits the number of positions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,8 +153,7 @@ class Architecture:
     sos: int
     eos: int
     blank: int
-    non_blank_memory: bool = False
-    """Whether the decoders see only frames whose most likely token is not 0 (WeNet's apply_non_blank_embedding)."""
+    non_blank_memory: bool = False  # decoders see only frames whose best token is not 0 (apply_non_blank_embedding)
 
 
 def encoder_architecture(  # noqa: PLR0913 - the differences between kinds of encoder

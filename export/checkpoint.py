@@ -33,8 +33,6 @@ NOT_NORMALIZED = "train.yaml has cmvn: null, so WeNet ignores statistics"
 UNTRAINED = "the decoder was not trained: model_conf.ctc_weight is 1"
 OLD_EPS = 1e-12
 """Epsilon of all layer normalisations except in convolution modules, until WeNet's commit 6d574b39 (January 2022)."""
-OLD_KINDS = ("conformer", "transformer")
-"""The encoders of the old releases; Squeezeformers and others came later."""
 POSITION_WEIGHT = "encoder.encoders.0.self_attn.linear_pos.weight"
 
 
@@ -179,11 +177,8 @@ def read_vocabulary(path: Path, config: TrainingConfig) -> list[str]:
 
 
 def _text_config(directory: Path, config: TrainingConfig, tokens: list[str]) -> TextConfig:
-    """Return the tokenizer and the id of `<unk>`.
-
-    An old train.yaml does not name the tokenizer. It is BPE if the directory has a sentencepiece model, or if symbols
-    begin with the word-start mark.
-    """
+    """Return the tokenizer and the id of `<unk>`."""
+    # an old train.yaml does not name the tokenizer: a sentencepiece model or marks where words start show BPE
     pieces = any(len(token) > 1 and token.startswith(WORD_START) for token in tokens)
     known = "bpe" if config.separate else config.tokenizer
     kind = known or ("bpe" if pieces or any(directory.glob("*.model")) else "char")
@@ -213,7 +208,7 @@ def as_trained(path: Path, config: TrainingConfig, state: Mapping[str, Tensor]) 
     files, the error is a CheckpointError.
     """
     architecture, encoder = config.architecture, config.architecture.encoder
-    if config.layout == "present" or encoder.kind not in OLD_KINDS:
+    if config.layout == "present" or encoder.kind not in ("conformer", "transformer"):  # other kinds came later
         return architecture
     if encoder.kind == "conformer" and (POSITION_WEIGHT in state or encoder.positions != "rel_pos"):
         encoder = replace(encoder, attention=replace(encoder.attention, relative=POSITION_WEIGHT in state))

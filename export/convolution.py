@@ -17,8 +17,7 @@ from u2moe.runtime.graph import layers
 from u2moe.runtime.graph.builder import GraphBuilder
 from u2moe.runtime.graph.convolution import Around, DepthwiseConvolution, TimeConvolution
 
-HALVES = ("linear", "gate")
-"""Names of the halves of the gated linear unit."""
+HALVES = ("linear", "gate")  # names of the halves of the gated linear unit
 
 
 class ConvolutionModule(nn.Module):

@@ -11,10 +11,8 @@ from u2moe.runtime.bundle.contract import Graph, Tensor
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.graph.builder import GraphBuilder, build_model, define
 
-Joined = tuple[dict[str, ir.Value], tuple[ir.Model, ...]]
-"""Values by name, and the partial graphs that compute them."""
-Body = Callable[[GraphBuilder, dict[str, ir.Value]], Joined]
-"""Adds nodes, which compute values from inputs by name."""
+Joined = tuple[dict[str, ir.Value], tuple[ir.Model, ...]]  # values by name, and the partial graphs that compute them
+Body = Callable[[GraphBuilder, dict[str, ir.Value]], Joined]  # adds nodes, which compute values from inputs by name
 
 
 def tensor(name: str, *axes: str, dtype: str = "float32") -> Tensor:

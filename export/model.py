@@ -49,11 +49,6 @@ class AttentionDecoder(nn.Module):
         self.after_norm = norm(config.dim, config.norm)
         self.output_layer = nn.Linear(config.dim, config.vocab_size)
 
-    @property
-    def embedding(self) -> nn.Embedding:
-        """The table of token embeddings."""
-        return cast("nn.Embedding", self.embed[0])
-
     def forward(self, inputs: Tensor, lengths: Tensor, memory: Tensor, visible: Tensor) -> Tensor:
         """Return logits [rows, length, vocab] for the token after each of `inputs` [rows, length].
 
@@ -64,7 +59,7 @@ class AttentionDecoder(nn.Module):
         steps = torch.arange(length, device=inputs.device)
         mask = (steps.unsqueeze(1) >= steps) & (steps < lengths.view(-1, 1, 1))
         memory_mask = visible.unsqueeze(1).unsqueeze(1)
-        x = self.embedding(inputs)
+        x = self.embed[0](inputs)
         if self.config.learned_positions:
             x = x + self.embed[1](steps)
         else:
@@ -231,7 +226,7 @@ class DecoderNodes:
         with g.scope("prefixes"):
             own = g.op("Gather", g.op("Reshape", tokens, [-1]), prefixes.ends, axis=0)
         with g.scope(group="embeddings"):
-            table = vector(g, "embed.0.weight", decoder.embedding.weight)
+            table = vector(g, "embed.0.weight", cast("nn.Embedding", decoder.embed[0]).weight)
         (x,) = g.call(layers.embedding(), table, own)
         if decoder.config.learned_positions:
             with g.scope("embed.1"):

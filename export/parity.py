@@ -26,8 +26,7 @@ from u2moe.runtime.model.encoder import Encoder, join_rows, split_rows
 from u2moe.runtime.model.session import Session
 from u2moe.runtime.model.settings import SessionSettings
 
-Pairs = dict[str, list[tuple[Array, Array]]]
-"""For each tensor, the values from torch and from onnxruntime."""
+Pairs = dict[str, list[tuple[Array, Array]]]  # for each tensor, the values from torch and from onnxruntime
 
 NEAR_TIE = 1e-4
 """If a router's k-th largest logit and the next one are closer than this, two correct programs may choose different

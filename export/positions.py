@@ -15,8 +15,7 @@ from u2moe.runtime.graph.builder import GraphBuilder
 
 TABLE_LENGTHS = {"rel_pos": 5000, "abs_pos": 5000, "abs_pos_whisper": 1500, "rope_pos": 3000}
 """Number of positions in the tables that WeNet saves. Here encodings are computed, so positions are unlimited."""
-NUM_LEARNED = 448
-"""Number of positions that can be learned. WeNet has no setting for it."""
+NUM_LEARNED = 448  # number of positions that can be learned. WeNet has no setting for it
 
 
 class LearnedPositions(nn.Module):

@@ -15,8 +15,7 @@ from u2moe.runtime.errors import UnsupportedError
 
 FILE = "proved.json"
 BIASES = ("query_bias", "key_bias", "value_bias")
-Setting = tuple[str, str]
-"""A key, usually one in encoder_conf or decoder_conf, and its value."""
+Setting = tuple[str, str]  # a key, usually one in encoder_conf or decoder_conf, and its value
 OWN = {
     "merge": "merge_method", "linear": "use_linear_after_conv", "activation": "gate_activation",
     "feed_forward": "use_ffn", "reduction": "time_reduction_layer_type", "adaptive": "adaptive_scale",

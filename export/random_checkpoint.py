@@ -50,10 +50,8 @@ GAINS = {
 """Standard deviation of an output relative to its input, by the end of the weight's name; 1 for all other weights."""
 
 
-VOCAB_SIZE = 5000
-"""Vocabulary size if train.yaml does not state one, as in a recipe before training."""
-_NUM_FRAMES, _NUM_TOKENS = 600, 40
-"""Numbers of feature frames and of tokens with which routers are adjusted."""
+VOCAB_SIZE = 5000  # vocabulary size if train.yaml does not state one, as in a recipe before training
+_NUM_FRAMES, _NUM_TOKENS = 600, 40  # numbers of feature frames and of tokens with which routers are adjusted
 
 
 def _sizes(dim: int, hidden: int, heads: int, *, blocks: int, decoder_blocks: tuple[int, int]) -> dict[str, Any]:

@@ -30,8 +30,7 @@ from u2moe.runtime.model.settings import SessionSettings
 
 ONE_FILE_LIMIT = 256_000_000
 """A graph with up to this many bytes of weights is a single file, like the models that sherpa-onnx publishes."""
-Pairs = list[tuple[Array, Array]]
-"""Log-probabilities from the bundle and from a written graph."""
+Pairs = list[tuple[Array, Array]]  # log-probabilities from the bundle and from a written graph
 _CACHE, _HISTORY = ("num_blocks", "num_kv_heads"), ("num_blocks", "one", "conv_dim", "conv_cache")
 ONLINE = Graph(
     name="model-streaming",

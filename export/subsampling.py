@@ -17,8 +17,7 @@ from u2moe.runtime.graph.builder import GraphBuilder
 class Subsampling(nn.Module):
     """Maps features to the blocks' input, scaled by the factor that WeNet's positional encoding modules apply."""
 
-    POSITIONS = "pos_enc"
-    """WeNet's name for the module with positional encodings."""
+    POSITIONS = "pos_enc"  # WeNet's name for the module with positional encodings
 
     def __init__(self, config: EncoderArchitecture) -> None:
         super().__init__()

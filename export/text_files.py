@@ -22,8 +22,7 @@ from u2moe.runtime.validation import Record, quoted, shortened
 
 LARGEST_TEXT = 1 << 26
 """Maximum number of characters in a vocabulary or a file of statistics. It is enough for a million symbols."""
-LARGEST_YAML = 1 << 18
-"""Maximum number of characters in a yaml file. WeNet's files have 2,000 to 10,000."""
+LARGEST_YAML = 1 << 18  # maximum number of characters in a yaml file. WeNet's files have 2,000 to 10,000
 LARGEST_MERGE = 100_000
 """Maximum number of keys after merges ("<<"). Without a limit, a few hundred characters could fill the memory."""
 
@@ -70,7 +69,6 @@ def read_yaml(path: Path, *, purpose: str) -> object:
 CMVN_MEAN = "encoder.global_cmvn.mean"
 CMVN_ISTD = "encoder.global_cmvn.istd"
 """Names of the statistics in a state dict."""
-SMALLEST_VARIANCE = 1e-20
 ROUNDING = 1e-6
 """A negative variance of up to this magnitude, relative to the mean square, can come from rounding to seven digits."""
 
@@ -101,7 +99,7 @@ def read_cmvn(path: Path, size: int) -> tuple[Tensor, Tensor]:
         variance = mean_square - mean * mean
         if (variance < -ROUNDING * mean_square).any():
             raise CheckpointError(f"{path}: the sums of squares are too small for the sums (frame count {count:g})")
-        variance = np.maximum(variance, SMALLEST_VARIANCE)
+        variance = np.maximum(variance, 1e-20)
         statistics = mean.astype(np.float32), (1.0 / np.sqrt(variance)).astype(np.float32)
     if not np.isfinite(statistics).all():
         raise CheckpointError(f"{path}: has means or variances that are not finite in float32")
@@ -110,8 +108,7 @@ def read_cmvn(path: Path, size: int) -> tuple[Tensor, Tensor]:
 
 Choice = TypeVar("Choice", bound=str)
 MOST_NAMES = 10
-LARGEST_SIZE = 1 << 20
-"""Default limit for whole numbers in the file. The product of three such sizes fits in 64 bits."""
+LARGEST_SIZE = 1 << 20  # default limit for whole numbers in the file. The product of three such sizes fits in 64 bits
 NAMEABLE = re.compile("[^\0\ud800-\udfff]*")
 
 

@@ -16,17 +16,16 @@ from u2moe.runtime.validation import refused_as
 
 _DROPOUT = ("dropout_rate", "positional_dropout_rate")
 _TRAINING = ("gradient_checkpointing", "use_sdpa")
-_ADDED_TO_EPOCH_AND_STEP_FILES = (
-    "epoch", "step", "tag", "save_time", "lrs", "lr", "loss_dict", "cv_loss", "batch_idx", "cv_step", "grad_norm",
-    "is_gradient_accumulation_boundary",
-)  # fmt: skip
 
 WITHOUT_EFFECT: Mapping[str, tuple[str, ...]] = {
     "": (
         "accum_grad", "grad_clip", "max_epoch", "log_interval", "save_interval", "save_states", "model_dir",
         "init_infos", "optim", "optim_conf", "scheduler", "scheduler_conf", "train_engine", "use_amp", "dtype",
         "syncbn", "fp16_grad_sync", "dataset", "patience", "seed", "resume", "use_cmvn", "ds_config",
-        "is_json_cmvn", "raw_wav", *_ADDED_TO_EPOCH_AND_STEP_FILES,
+        "is_json_cmvn", "raw_wav",
+        # added to the files of epochs and steps
+        "epoch", "step", "tag", "save_time", "lrs", "lr", "loss_dict", "cv_loss", "batch_idx", "cv_step", "grad_norm",
+        "is_gradient_accumulation_boundary",
     ),
     "encoder_conf": (
         *_DROPOUT, *_TRAINING, "attention_dropout_rate", "use_dynamic_left_chunk",
@@ -55,10 +54,7 @@ ONE_VALUE: Mapping[str, Mapping[str, object]] = {
 """The only supported value of a key, which is also WeNet's default."""
 CONFIG_FILE = "train.yaml"
 DEFAULT_MEL_BINS = 23
-FRAMES = {"frame_length": 25.0, "frame_shift": 10.0}
-"""Keys of the front end with their defaults in milliseconds."""
-MODELS = ("asr_model", "ctl_model")
-"""`ctl_model` has a different loss but the same network."""
+MODELS = ("asr_model", "ctl_model")  # `ctl_model` has a different loss but the same network
 _FUNASR = "use FunASR to export it, and sherpa-onnx to run it"
 _PRETRAINED = (
     "is a pre-trained encoder without a recognizer: fine-tune it as asr_model with --enc_init, then export the result"
@@ -86,30 +82,18 @@ class TrainingConfig:
     architecture: Architecture
     features: FeatureConfig
     decoding: DecodingConfig
-    blank: int | None
-    """Id of the blank; None: the id of `<blank>` in the vocabulary."""
-    layout: Layout
-    """Layout of the file. `collate_conf`: until October 2021. `dataset_conf`: until the end of 2023."""
-    stated_eps: frozenset[str]
-    """The sections that specify `norm_eps`."""
-    trained_decoder: bool
-    """False if the network was trained with CTC only (`ctc_weight` 1). The state dict's decoders are then random."""
-    tokenizer: Literal["char", "bpe"] | None
-    """None for old files, which do not specify a tokenizer."""
-    separate: bool
-    """Whether each token is a word. `connect_symbol` is then a space, which joins the tokens."""
-    special_tokens: dict[str, int]
-    """Ids by symbol; empty for old files."""
-    symbol_table: str | None
-    """File name of the vocabulary."""
-    cmvn_file: str | None
-    """File name of the feature statistics; None if trained without them, or if the file is not named."""
-    without_cmvn: bool
-    """Whether `cmvn` is null: WeNet then ignores statistics, even those in the state dict."""
-    adapters: Adapters | None
-    """LoRA adapters that the state dict may contain."""
-    tied_embedding: bool
-    """Whether the decoders' output weights are their embeddings, regardless of the state dict."""
+    blank: int | None  # id of the blank; None: the id of `<blank>` in the vocabulary
+    layout: Layout  # layout of the file. `collate_conf`: until October 2021. `dataset_conf`: until the end of 2023
+    stated_eps: frozenset[str]  # the sections that specify `norm_eps`
+    trained_decoder: bool  # false if trained with CTC only (`ctc_weight` 1): the state dict's decoders are then random
+    tokenizer: Literal["char", "bpe"] | None  # None for old files, which do not specify a tokenizer
+    separate: bool  # whether each token is a word. `connect_symbol` is then a space, which joins the tokens
+    special_tokens: dict[str, int]  # ids by symbol; empty for old files
+    symbol_table: str | None  # file name of the vocabulary
+    cmvn_file: str | None  # file name of the feature statistics; None if trained without them, or if it is not named
+    without_cmvn: bool  # whether `cmvn` is null: WeNet then ignores statistics, even those in the state dict
+    adapters: Adapters | None  # LoRA adapters that the state dict may contain
+    tied_embedding: bool  # whether the decoders' output weights are their embeddings, regardless of the state dict
 
 
 def read_training_config(path: Path) -> TrainingConfig:
@@ -193,7 +177,10 @@ def read_features(top: Section) -> FeatureConfig:
         conf.choice("feature_type", "fbank", ("fbank",))
         settings["num_mel_bins"] = conf.integer("mel_bins")
         settings["sample_rate"] = conf.integer("resample", settings["sample_rate"])
-    settings |= {f"{name}_ms": conf.number(name, default) for name, default in FRAMES.items()}
+    settings |= {
+        "frame_length_ms": conf.number("frame_length", 25.0),
+        "frame_shift_ms": conf.number("frame_shift", 10.0),
+    }
     try:
         with refused_as(CheckpointError, f"{top.file}: dataset_conf"):
             features = FeatureConfig(**settings)

@@ -39,7 +39,6 @@ kinds of table differ by about 1."""
 AdapterUse = Literal["add", "contained"]
 """add: add the adapters, because the weights in the file do not include them. contained: the weights include them."""
 DOWN, UP = ".lora_A", ".lora_B"
-CONTAINED = "an adapter that its weight already contains"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +87,7 @@ def load_weights(
             )
     rest = {name: tensor for name, tensor in state.items() if not name.endswith((DOWN, UP))}
     if use == "contained":
-        return rest, dict.fromkeys(state.keys() - rest.keys(), CONTAINED)
+        return rest, dict.fromkeys(state.keys() - rest.keys(), "an adapter that its weight already contains")
     return rest | {f"{name}.weight": _adapted(path, state, name, adapters) for name in names}, {}
 
 

@@ -33,12 +33,10 @@ MERGE_CACHE = "merge_cache"
 class Gating:
     """Settings of a convolutional gating MLP."""
 
-    hidden: int
-    """Outputs of the first projection; half of them are the gate."""
+    hidden: int  # outputs of the first projection; half of them are the gate
     kernel: int
     causal: bool
-    linear: bool
-    """Whether a projection follows the convolution."""
+    linear: bool  # whether a projection follows the convolution
     activation: str
 
     @property
@@ -170,10 +168,8 @@ class Branches:
     """Settings that only the Branchformer encoder has."""
 
     gating: Gating
-    merge: MergeMethod
-    """`learned_ave` weights the branches by averages over the whole utterance, so it cannot stream."""
-    gating_weights: tuple[float, ...]
-    """Weight of the gating MLP in each block, for `fixed_ave`; the weight of attention is 1 minus this."""
+    merge: MergeMethod  # `learned_ave` weights the branches by averages over the whole utterance, so it cannot stream
+    gating_weights: tuple[float, ...]  # of the gating MLP in each block, for `fixed_ave`; attention has 1 minus this
 
 
 def read_branchformer(top: Section) -> EncoderArchitecture:
@@ -279,10 +275,8 @@ class Merged:
     """Settings that only the E-Branchformer encoder has."""
 
     gating: Gating
-    merge_kernel: int
-    """Taps of the convolution that merges the branches."""
-    feed_forward: bool
-    """Whether blocks have feed-forward layers: one after the branches and, with macaron, one before them."""
+    merge_kernel: int  # taps of the convolution that merges the branches
+    feed_forward: bool  # whether blocks have one after the branches and, with macaron, one before them
 
 
 def read_e_branchformer(top: Section) -> EncoderArchitecture:

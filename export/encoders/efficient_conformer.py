@@ -18,7 +18,7 @@ from u2moe.export.convolution import ConvolutionModule, convolution_parts, initi
 from u2moe.export.encoders.conformer import ConformerBlock, ConformerNodes
 from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE, Context
 from u2moe.export.encoders.nodes import FrameNodes, next_history
-from u2moe.export.layers import AttentionNodes, Residual, linear, parameter, product
+from u2moe.export.layers import AttentionNodes, Residual, linear, parameter, product, sinusoids
 from u2moe.export.text_files import Section
 from u2moe.runtime.bundle.contract import Cache
 from u2moe.runtime.graph.attention import END, Heads, attention, to_heads
@@ -36,12 +36,9 @@ CACHES = (ATT_CACHE, CNN_CACHE)
 class Strided:
     """Settings that only the Efficient Conformer encoder has."""
 
-    strides: tuple[int, ...]
-    """For each block, the number of its frames that become one frame of the next block."""
-    kernels: tuple[int, ...]
-    """Taps of the convolution of each block."""
-    group_sizes: tuple[int, ...]
-    """For each block, the number of frames in an attention group."""
+    strides: tuple[int, ...]  # for each block, the number of its frames that become one frame of the next block
+    kernels: tuple[int, ...]  # taps of the convolution of each block
+    group_sizes: tuple[int, ...]  # for each block, the number of frames in an attention group
 
     def step(self, index: int) -> int:
         """Return how many subsampled frames one frame of block `index` spans."""
@@ -208,7 +205,7 @@ class EfficientConformerNodes(ConformerNodes):
             self.frames = FrameNodes(g, time, self.output_lens, self.offset, step, attention, required)
             self.exists = g.op("Unsqueeze", g.op("Cast", self.frames.visible, to=ir.DataType.FLOAT), [2])
             self.valid = g.op("Slice", self.exists, self.frames.cache_time, [END], [1])
-            self.encodings = self.frames.sinusoids(self.config.dim)
+            self.encodings = sinusoids(g, self.frames.positions, self.config.dim)
             has_history = blocks and self.own.kernels[blocks.start] > 1 and start is not None
             start = g.op("Slice", start, [blocks.start], [blocks.stop], [0]) if has_history else None
             self.seen = self.frames.surroundings(start, history)

@@ -45,12 +45,9 @@ class GlobalCMVN(nn.Module):
 class Context:
     """Inputs common to all blocks in one call of the encoder."""
 
-    mask: Tensor
-    """True where a query may see a key [batch, 1, time, keys]."""
-    valid: Tensor
-    """True for frames that exist [batch, time]."""
-    positions: Tensor
-    """Positional encodings of the keys, or their angles for rotary attention [batch or 1, keys, ...]."""
+    mask: Tensor  # true where a query may see a key [batch, 1, time, keys]
+    valid: Tensor  # true for frames that exist [batch, time]
+    positions: Tensor  # positional encodings of the keys, or their angles for rotary attention [batch or 1, keys, ...]
 
     def strided(self, step: int) -> Context:
         """Return the context of every `step`th frame; axes of size one do not change."""
@@ -75,8 +72,7 @@ class Block(nn.Module):
     [batch, time, dim] and its caches with the frames of this call appended.
     """
 
-    stride = 1
-    """Number of frames that become one frame of the next block."""
+    stride = 1  # number of frames that become one frame of the next block
 
     @staticmethod
     def convolutions(config: EncoderArchitecture) -> list[tuple[str, int, int]]:

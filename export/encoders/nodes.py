@@ -9,7 +9,7 @@ from torch import nn
 from u2moe.export.attention import MultiHeadAttention
 from u2moe.export.convolution import Surroundings
 from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE, SpeechEncoder
-from u2moe.export.layers import AttentionNodes, Residual, feed_forward, mask_bias, position_biases, sinusoids, vector
+from u2moe.export.layers import AttentionNodes, Residual, feed_forward, mask_bias, position_biases, vector
 from u2moe.export.positions import encoding_nodes
 from u2moe.runtime.graph.attention import END, next_cache
 from u2moe.runtime.graph.builder import GraphBuilder, Operand
@@ -59,10 +59,6 @@ class FrameNodes:
             self.first_kept_past = surplus
             self.first_kept_new = g.op("Max", g.op("Sub", surplus, self.cache_time), 0)
 
-    def sinusoids(self, dim: int) -> ir.Value:
-        """Return the sinusoidal encodings [batch, keys, dim] of the keys' positions."""
-        return sinusoids(self.g, self.positions, dim)
-
     def biases(self, layers: Sequence[MultiHeadAttention], encodings: Sequence[ir.Value]) -> Sequence[ir.Value]:
         """Return each layer's score bias: `bias`, plus the position bias if positions are relative."""
         config = layers[0].config
@@ -109,12 +105,9 @@ def next_history(g: GraphBuilder, new: Sequence[ir.Value]) -> ir.Value:
 class EncoderNodes:
     """Builds the encoder. Values that all blocks share are computed once."""
 
-    ATTENTION: ClassVar[str] = "self_attn"
-    """WeNet's name for a block's attention."""
-    own: Any
-    """Settings that only this kind of encoder has."""
-    seen: Surroundings
-    """The frames around the convolutions with the cache `CNN_CACHE`."""
+    ATTENTION: ClassVar[str] = "self_attn"  # WeNet's name for a block's attention
+    own: Any  # settings that only this kind of encoder has
+    seen: Surroundings  # the frames around the convolutions with the cache `CNN_CACHE`
 
     def __init__(self, g: GraphBuilder, encoder: SpeechEncoder, inputs: dict[str, ir.Value], max_position: int) -> None:
         self.g, self.inputs, self.max_position = g, inputs, max_position

@@ -35,8 +35,7 @@ from u2moe.runtime.graph import layers
 from u2moe.runtime.graph.activation import ACTIVATIONS
 from u2moe.runtime.graph.builder import GraphBuilder
 
-HALF_ATT_CACHE = "half_att_cache"
-"""Keys and values of the blocks at half the frame rate."""
+HALF_ATT_CACHE = "half_att_cache"  # keys and values of the blocks at half the frame rate
 Reduction = Literal["conv1d", "stream"]
 REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
 NORMS: tuple[NormKind, ...] = ("batch_norm", "layer_norm")
@@ -46,16 +45,11 @@ NORMS: tuple[NormKind, ...] = ("batch_norm", "layer_norm")
 class Squeezed:
     """Settings that only the Squeezeformer encoder has."""
 
-    reduce: int
-    """Index of the first block at half the frame rate."""
-    recover: int
-    """Index of the first block that runs at the full frame rate again."""
-    reduction: Reduction
-    """`stream` reads only every second frame; `conv1d` convolves all frames with stride 2."""
-    adaptive: bool
-    """Whether layers scale and shift their inputs."""
-    shifted: bool
-    """Whether the position scores are shifted, as in Transformer-XL. The encoder then cannot stream."""
+    reduce: int  # index of the first block at half the frame rate
+    recover: int  # index of the first block that runs at the full frame rate again
+    reduction: Reduction  # `stream` reads only every second frame; `conv1d` convolves all frames with stride 2
+    adaptive: bool  # whether layers scale and shift their inputs
+    shifted: bool  # whether the position scores are shifted, as in Transformer-XL. The encoder then cannot stream
     depthwise_subsampling: bool
 
     def is_half(self, index: int) -> bool:
@@ -186,15 +180,11 @@ class SqueezeAttention(Scaling, MultiHeadAttention):
         keys, values = keys_values.chunk(2, dim=-1)
         query, located = self._heads(self.linear_q(x)), self._heads(self.linear_pos(context.positions))
         content, position = self.relative_scores(query, keys, located)
-        return self.linear_out(attended(content + shift(position), values, context.mask)), keys_values
-
-
-def shift(scores: Tensor) -> Tensor:
-    """Shift the scores [batch, heads, time, keys] as Transformer-XL does."""
-    # put a zero before each row, drop the first `time` numbers, and split the rest into rows of the original length
-    padded = nn.functional.pad(scores, (1, 0))
-    batch, heads, time, width = padded.shape
-    return padded.view(batch, heads, width, time)[:, :, 1:].reshape(scores.shape)
+        # put a zero before each row, drop the first `time` numbers, and split the rest into rows of the original length
+        batch, heads, time, num_keys = position.shape
+        padded = nn.functional.pad(position, (1, 0)).view(batch, heads, num_keys + 1, time)
+        shifted = padded[:, :, 1:].reshape(position.shape)
+        return self.linear_out(attended(content + shifted, values, context.mask)), keys_values
 
 
 class SqueezeFeedForward(Scaling, DenseFeedForward):

@@ -21,7 +21,17 @@ from u2moe.export.encoders.squeezeformer import (
     SqueezeformerBlock,
     SqueezeformerEncoder,
 )
-from u2moe.export.layers import AttentionNodes, Residual, affine, linear, normalization, parameter, product, vector
+from u2moe.export.layers import (
+    AttentionNodes,
+    Residual,
+    affine,
+    linear,
+    normalization,
+    parameter,
+    product,
+    sinusoids,
+    vector,
+)
 from u2moe.runtime.graph.attention import END, shifted_attention, shifted_places
 from u2moe.runtime.graph.convolution import ReducingConvolution
 
@@ -105,7 +115,7 @@ class Rate:
         blocks = [cast("SqueezeformerBlock", block) for block in nodes.encoder.encoders]
         layers = [block.self_attn for index, block in enumerate(blocks) if nodes.own.is_half(index) == half]
         with self.g.scope("half" if half else "full", group="positions"):
-            self.encodings = frames.sinusoids(nodes.config.dim)
+            self.encodings = sinusoids(self.g, frames.positions, nodes.config.dim)
             if nodes.own.shifted:
                 time = self.g.op("Shape", frames.positions, start=1, end=2)
                 self.places = shifted_places(self.g, time, frames.lens)

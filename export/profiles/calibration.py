@@ -19,18 +19,14 @@ from u2moe.runtime.options import DecodingOptions
 from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.text.word_errors import edit_distance
 
-Samples = list[Mapping[str, npt.NDArray[np.float32]]]
-"""The inputs of each chunk, by name."""
-FEED_FORWARD = ("feed_forward", "ffn")
-"""Nodes whose names contain one of these are quantized."""
+Samples = list[Mapping[str, npt.NDArray[np.float32]]]  # the inputs of each chunk, by name
+FEED_FORWARD = ("feed_forward", "ffn")  # nodes whose names contain one of these are quantized
 LEAST_FACTOR, TINY = 1e-3, 1e-9
 """Smallest factor of a column. `TINY` is added to the largest magnitude of each column, because that may be zero."""
-MARGIN = 1.5
-"""Factor by which the recorded ranges of activations are widened, because other recordings may exceed them."""
+MARGIN = 1.5  # factor by which the recorded ranges of activations are widened, because other recordings may exceed them
 FIXED_SCALES = (np.float32(1 / 65536), np.float32(1 / 32768))
 """Scales that QNN requires for the results of sigmoid, softmax and tanh."""
-MOST_SAMPLES = 100
-"""Largest number of chunks to keep, evenly spaced over all recordings."""
+MOST_SAMPLES = 100  # largest number of chunks to keep, evenly spaced over all recordings
 
 
 class Recorder:

@@ -43,17 +43,11 @@ from u2moe.runtime.model.native import ONNXRUNTIME_ERRORS
 from u2moe.runtime.model.settings import SessionSettings
 
 Feeds = dict[str, Array]
-Run = Callable[[Mapping[str, Array]], Feeds]
-"""Runs a graph: takes its inputs by name, and returns its outputs by name."""
+Run = Callable[[Mapping[str, Array]], Feeds]  # runs a graph: takes its inputs by name, and returns its outputs by name
 
 ONE_FILE_LIMIT = 1_500_000_000
 """A graph with up to this many bytes of weights is a single file, as programs that use these profiles expect."""
-OPERATORS_FILE = "required_operators.config"
-"""The file that lists the operators of the graphs, for `--include_ops_by_config` of onnxruntime's build."""
-CHUNKS = ((16, -1), (16, 4), (5, 2))
-"""(chunk size, left chunks) of the compared streams."""
-NOT_PORTABLE = ["NchwcTransformer"]
-"""Optimizers disabled for graphs in ORT format, because their output runs only on some processors."""
+CHUNKS = ((16, -1), (16, 4), (5, 2))  # (chunk size, left chunks) of the compared streams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +152,8 @@ def write_ort(
             raise ParityError(f"{converted.name}: its output text differs from that of {file.name}")
         for name, value in outputs.items():
             report.add(compared(converted.name, name, [(value, found[name])]), file.parent, f"it and {file.name}")
-    target, written = folder / OPERATORS_FILE, [folder / f"{file.stem}.ort" for file in files]
+    written = [folder / f"{file.stem}.ort" for file in files]
+    target = folder / "required_operators.config"  # for `--include_ops_by_config` of onnxruntime's build
     with warnings.catch_warnings():
         logging.getLogger("ort_format_model.utils").setLevel(logging.WARNING)
         warnings.simplefilter("ignore", ResourceWarning)  # onnxruntime leaves files open until garbage collection
@@ -211,7 +206,8 @@ def session_of(
     if target is not None:
         options.optimized_model_filepath = str(target)
         options.add_session_config_entry("session.save_model_format", "ORT")
-    disabled, providers = NOT_PORTABLE if portable else None, ["CPUExecutionProvider"]
+    disabled = ["NchwcTransformer"] if portable else None  # its output runs only on some processors
+    providers = ["CPUExecutionProvider"]
     session = onnxruntime.InferenceSession(file, options, providers=providers, disabled_optimizers=disabled)
     names = [output.name for output in session.get_outputs()]
     return lambda feeds: dict(zip(names, session.run(names, dict(feeds)), strict=True))
@@ -222,6 +218,7 @@ class ProfileParity:
 
     def __init__(self, bundle: Bundle, run: Run, *, subject: Path) -> None:
         self.bundle, self.config, self.run, self.subject = bundle, bundle.manifest.model, run, subject
+        self.features = partial(fbank, config=bundle.manifest.features)
         self.model = bundle.load(SessionSettings(kernels="onnxruntime"))
         self.samples = parity_samples(bundle.manifest, 6.0)
         self.report = ParityReport(sides="the bundle and the graph made from it")
@@ -250,10 +247,6 @@ class ProfileParity:
             progress("files that are refused")
             self._refusals()
         return self.report
-
-    def features(self, samples: Array) -> Array:
-        """Return features [frames, mel] of samples."""
-        return fbank(samples, self.bundle.manifest.features)
 
     def _stream(self, case: str, chunk_size: int, left: int, start: int) -> None:
         """Compare the graph with the bundle on a stream that begins at position `start`. Each has its own caches."""

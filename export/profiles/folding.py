@@ -15,10 +15,8 @@ from u2moe.export.profiles.conversion import ONE_FILE_LIMIT
 from u2moe.runtime.errors import UnsupportedError
 from u2moe.runtime.graph.file import save_graph
 
-OPSET = 17
-"""The newest opset that all NPU compilers read."""
-LARGEST = 65_504.0
-"""The largest finite float16 number."""
+OPSET = 17  # the newest opset that all NPU compilers read
+LARGEST = 65_504.0  # the largest finite float16 number
 MOST_AXES = 4
 OPERATORS = frozenset({
     "Add", "Sub", "Mul", "Div", "MatMul", "Conv", "Sqrt", "Max", "Min", "ReduceMean", "ReduceSum", "ReduceMin",
@@ -27,8 +25,7 @@ OPERATORS = frozenset({
 })  # fmt: skip
 """Operators that NPU compilers are known to support. Others, such as If, Loop, Range, TopK, Gather, Where, Cast and
 Pad, are refused."""
-_SHARED = 1 << 24
-"""Equal constants of up to this many elements are shared."""
+_SHARED = 1 << 24  # equal constants of up to this many elements are shared
 _COPIES = ("Identity", "Slice", "Pad", "Expand", "Reshape", "Concat")
 """Operators that change nothing if the output has the shape of the input."""
 _NEUTRAL = {"Mul": 1.0, "Div": 1.0, "Add": 0.0, "Sub": 0.0}

@@ -20,8 +20,7 @@ from u2moe.runtime.text.vocabulary import WORD_BOUNDARY
 Profile = Literal["streaming", "offline", "clip", "ort"]
 PROFILES: tuple[Profile, ...] = get_args(Profile)
 
-EXTENSIONS = "ai.onnx.contrib"
-"""Domain of the operators of onnxruntime-extensions."""
+EXTENSIONS = "ai.onnx.contrib"  # domain of the operators of onnxruntime-extensions
 LONGEST_CLIP_S, _LONGEST_CLIP = 30, 480_000
 """Limits of a clip in seconds and in samples at any rate, because AudioDecoder silently truncates longer files."""
 
@@ -200,8 +199,7 @@ def detokenizer_graph(bundle: Bundle) -> ir.Model:
     return build_model(contract, axes, {}, lambda g, inputs: {"text": _text(g, inputs["tokens"], symbols)})
 
 
-_SPACES = r"[\s\v\x1c-\x1f\x{85}\p{Z}]+"
-"""The white space of `str.split`, in RE2's syntax."""
+_SPACES = r"[\s\v\x1c-\x1f\x{85}\p{Z}]+"  # the white space of `str.split`, in RE2's syntax
 
 
 def _text(g: GraphBuilder, tokens: ir.Value, symbols: list[str]) -> ir.Value:

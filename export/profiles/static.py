@@ -37,8 +37,7 @@ LAYOUTS = {
     "keys": "batch, blocks * heads, frames with the newest last, keys and values",
     "history": "batch, blocks * frames, channels",
 }  # fmt: skip
-EXPERIMENTAL = 100_000_000
-"""No graph with more weights than this has been tried on a device."""
+EXPERIMENTAL = 100_000_000  # no graph with more weights than this has been tried on a device
 SETTINGS = SessionSettings(kernels="onnxruntime")
 
 
