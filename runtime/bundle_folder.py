@@ -19,7 +19,6 @@ from u2moe.runtime.model.static_encoder import Runner
 from u2moe.runtime.text.vocabulary import Vocabulary, parse_tokens
 
 _TEXT_LIMIT = 64 << 20
-_LANGUAGE_MODEL_LIMIT = 4 << 30
 
 
 class Bundle:
@@ -114,7 +113,7 @@ class Bundle:
         config = self.manifest.decoding.language_model
         if config is None:
             return None
-        model = LanguageModel.parse(self._files.read(config.file, _LANGUAGE_MODEL_LIMIT), str(self.path / config.file))
+        model = LanguageModel.parse(self._files.read(config.file, 4 << 30), str(self.path / config.file))
         return LanguageModelOptions(model=model, **config.weights)
 
     @property

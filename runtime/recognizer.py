@@ -271,8 +271,7 @@ class Recognizer:
         samples = samples_of(audio, self._rate, sample_rate, channel, track)
         stream = self.create_recording_stream(options, hotwords=hotwords, grammar=grammar)
         reader = RecordingReader(samples, self._rate, on_progress)
-        segments = list(recognize(self.decode_streams, stream, reader, vad))
-        return transcript_of(segments, reader.duration, reader.error)
+        return transcript_of(list(recognize(self.decode_streams, stream, reader, vad)), reader.duration, reader.error)
 
     __call__ = transcribe
 

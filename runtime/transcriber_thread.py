@@ -21,10 +21,7 @@ _LONGEST_EXIT_S = 5.0  # Maximum seconds to wait for the chunk in progress, if t
 
 
 class TranscriberThread:
-    """Thread that recognises audio from a queue. Set its callbacks, which it calls, before audio is fed.
-
-    It does not refer to its `Transcriber`, which can therefore be garbage-collected while the thread runs.
-    """
+    """Thread that recognises queued audio. It does not refer to its `Transcriber`, which can be garbage-collected."""
 
     def __init__(self, recognizer: Recognizer, stream: Stream, max_queue_s: float) -> None:
         self.on_partial: Callable[[Result], object] | None = None

@@ -85,11 +85,7 @@ def checked_number(
     unit: str = "",
     from_text: bool = False,
 ) -> float:
-    """Check a quantity: a finite Python or numpy number, but not a bool. Raises FieldError for anything else.
-
-    `above` is an exclusive lower limit, instead of `least`. `unit` is for the error, such as "seconds". With
-    `from_text`, a string that contains a number is also accepted.
-    """
+    """Check a finite number, not a bool. `above` is exclusive; `from_text` also allows strings. Raises FieldError."""
     is_number = isinstance(value, numbers.Real | str if from_text else numbers.Real) and not isinstance(value, bool)
     try:
         found = float(value) if is_number else math.nan  # type: ignore[arg-type]  # is_number
@@ -145,10 +141,7 @@ def checked_options(name: str, value: T | None, default: T) -> T:
 
 
 class Record:
-    """A mapping whose fields are checked as they are read. `known` are the fields that have been read.
-
-    Names of fields in errors begin with `name`: the names of the enclosing mappings, or "" for the outermost one.
-    """
+    """A mapping whose fields are checked when they are read (`known`). Errors name fields by a path from `name` on."""
 
     def __init__(self, values: object, name: str = "") -> None:
         self.name = name

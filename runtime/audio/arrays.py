@@ -23,11 +23,7 @@ _HIGHEST_RATE = 384_000
 
 
 def as_samples(samples: npt.ArrayLike) -> Samples:
-    """Return samples of one channel as float32 [n] in [-1, 1]; int16 is scaled.
-
-    Raises:
-        AudioError: the array has several axes, another element type, NaN or infinity, or values far outside [-1, 1].
-    """
+    """Return samples of one channel as float32 [n]; int16 is scaled. Raises AudioError if they are invalid."""
     if samples is None or isinstance(samples, str | bytes | bytearray | memoryview):
         found = f"samples must be an array, got {type(samples).__name__}"
         raise AudioError(f"{found}: convert bytes with np.frombuffer(data, np.int16)")
@@ -63,10 +59,7 @@ def checked_rate(sample_rate: object) -> float:
 
 
 class Resampler:
-    """Incremental resampler of one channel. Its output does not depend on how the input is split into buffers.
-
-    Raise AudioError if `source_rate` is invalid.
-    """
+    """Incremental resampler of one channel. Its output does not depend on the split of its input. Raises AudioError."""
 
     def __init__(self, source_rate: float, target_rate: int) -> None:
         self.source_rate = checked_rate(source_rate)
@@ -92,10 +85,7 @@ class Resampler:
 
 
 def convert(samples: npt.ArrayLike, source_rate: float, sample_rate: int) -> Iterator[Samples]:
-    """Yield samples of one channel at `sample_rate`, in buffers of about ten seconds.
-
-    Raise AudioError if the samples or the sample rate are invalid; raised before the first buffer.
-    """
+    """Yield samples at `sample_rate`, in buffers of about ten seconds. Raises AudioError before the first buffer."""
     resampler = Resampler(source_rate, sample_rate)
     accepted, size = as_samples(samples), int(10 * source_rate)
     for start in range(0, len(accepted), size):

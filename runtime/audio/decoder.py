@@ -143,10 +143,7 @@ class FileDecoder:
             message = _NEXT, b""
 
     def _ask(self, file: IO[bytes], name: str, message: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
-        """Send a message to the child, and return its answer.
-
-        If the child dies before it reads from the file, opening the file is tried once more.
-        """
+        """Send a message, and return the answer. If the child dies before it reads the file, try opening it again."""
         may_repeat = is_first = message[0] == _OPEN
         with self._lock:
             while True:

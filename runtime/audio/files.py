@@ -1,7 +1,4 @@
-"""Open audio files, and find them in folders.
-
-libsndfile reads all files that it can, and PyAV the rest. This module detects truncated and unfinished sound files.
-"""
+"""Open audio files, and find them in folders. Detects truncated and unfinished sound files."""
 
 import contextlib
 import importlib.util
@@ -42,11 +39,7 @@ def has_media() -> bool:
 
 @contextlib.contextmanager
 def open_audio(file: File | RawAudio, track: int | None = None) -> Iterator[Sound]:
-    """Open an audio file for reading. A pipe is first read to its end, unless it is raw audio.
-
-    `track` is the index of the audio track of a media file, from 0; None: the default track. Raise AudioError if the
-    file is missing, unreadable or not audio, or has no such track; the message names the file.
-    """
+    """Open an audio file; a pipe is first read to its end. `track` is an index; None: the default. Raise AudioError."""
     with contextlib.ExitStack() as stack:
         if isinstance(file, RawAudio):
             if track:
@@ -120,10 +113,7 @@ def _open(name: str, source: Path | BinaryIO, track: int | None, stack: contextl
 
 
 def _is_chain(stream: BinaryIO) -> bool:
-    """Return whether an Ogg or MP3 file is a concatenation of files, such as a recording of a radio stream.
-
-    libsndfile reads only the first of these files.
-    """
+    """Return whether an Ogg or MP3 file is a concatenation of files, of which libsndfile reads only the first."""
     stream.seek(0)
     head = stream.read(_LONGEST_HEADER)
     if head.startswith(b"OggS"):
@@ -307,12 +297,7 @@ _MOST_NAMED = 5
 
 
 def find_audio(paths: list[Path]) -> list[Path]:
-    """Return `paths` with each folder replaced by the audio files below it, which are sorted by name.
-
-    Issues an AudioWarning with the names of unreadable folders and of recordings that need the extra [media].
-
-    Raise AudioError if a folder contains no audio files.
-    """
+    """Return `paths`, each folder replaced by its sorted audio files. Raises AudioError; warns of unreadable ones."""
     found: list[Path] = []
     for path in paths:
         if not os.path.isdir(path):  # noqa: PTH112 - unlike Path.is_dir, it never raises

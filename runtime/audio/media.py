@@ -86,10 +86,7 @@ class MediaFile:
         self._container.close()
 
     def read(self, size: int, **_: object) -> Samples:
-        """Read up to `size` frames [frames, channels], float32 in [-1, 1]. Returns no frames at the end.
-
-        Raise AudioError if the file is damaged at this position.
-        """
+        """Read up to `size` frames [frames, channels], float32; none at the end. Raises AudioError for damage."""
         parts = []
         while size > 0 and self._rest is not None:
             parts.append(self._rest[:size])
@@ -165,10 +162,7 @@ class MediaFile:
                     yield samples
 
     def _packed(self, frame: av.AudioFrame) -> Samples:
-        """Return the samples [frames, channels] of a PyAV frame, float32 in [-1, 1].
-
-        ffmpeg interleaves the channels, because PyAV reads invalid memory for frames with eight planes.
-        """
+        """Return samples [frames, channels]. ffmpeg interleaves: PyAV reads invalid memory for eight planes."""
         num_channels = frame.layout.nb_channels
         if num_channels > _MOST_CHANNELS:
             raise AudioError(f"has {num_channels} channels, expected at most {_MOST_CHANNELS}")

@@ -16,10 +16,7 @@ SOUND = 2.0**-8
 
 
 class Padding:
-    """Incremental padding of one source with silence. Its output does not depend on the split into buffers.
-
-    For `padding_s`, see `DecodingOptions`. The sample rate is in Hz. `frame_len` is in samples per feature frame.
-    """
+    """Incremental padding with silence, for any split into buffers. `frame_len` is in samples per feature frame."""
 
     def __init__(self, padding_s: float, sample_rate: int, frame_len: int) -> None:
         self.num_before = 0  # number of samples of silence added before the source

@@ -98,11 +98,7 @@ _ENCODED = _float("encoder_out", "batch", "time", "output_size")
 
 
 def features() -> Graph:
-    """Return the contract of the front-end graph, which is for programs in other languages.
-
-    It maps samples of one channel at the model's rate, from -1 to 1 [batch, samples], to features as in
-    `model.features`, not normalised [batch, frames, size]. An incomplete last window is dropped.
-    """
+    """Return the contract of the front end for other languages: samples in [-1, 1] to features, not normalised."""
     inputs, outputs = _float("samples", "batch", "samples"), _float("features", "batch", "frames", "feature_size")
     return Graph(name="features", inputs=(inputs,), outputs=(outputs,))
 

@@ -78,10 +78,7 @@ class BundleFiles:
         return status.st_size
 
     def read(self, name: str, limit: int) -> bytes:
-        """Read a whole file of up to `limit` bytes, and compare its content with its digest.
-
-        Raises the errors of `look_at`, BundleError for a larger file, and IntegrityError for another digest.
-        """
+        """Read a file of up to `limit` bytes (else BundleError), and check its digest. Errors are as in `look_at`."""
         if self.look_at(name) > limit:
             raise BundleError(f"{self.folder / name}: is larger than {limit} bytes")
         with self.opened(name) as stream:

@@ -15,9 +15,6 @@ KERNELS_CONTRACT = 3  # Version of the inputs, attributes and results of native 
 PACKED_LAYOUT = 4  # Version of the weights that `u2moe quantize --packed` writes and native kernels map into memory
 MOST_NUMBERS = 9  # Maximum number of functions of the same name that native kernels replace. The first has no number
 
-_NUMBER = re.compile(r"_\d+$")
-_DIGITS = re.compile(r"\d+")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Function:
@@ -37,7 +34,7 @@ class Function:
         """Raise ValueError if the inputs or attributes of a layer differ from the declaration."""
         if not self.inputs:
             return
-        unknown = sorted({_DIGITS.sub("#", name) for name in inputs} - set(self.inputs))
+        unknown = sorted({re.sub(r"\d+", "#", name) for name in inputs} - set(self.inputs))
         if unknown or set(attributes) != set(self.attributes):
             raise ValueError(
                 f"function {self.name}: found attributes ({', '.join(attributes)}) and undeclared inputs "
@@ -127,7 +124,7 @@ NATIVE = tuple(name for name, function in FUNCTIONS.items() if not function.with
 
 def plain_name(function: str) -> str:
     """Return the name of a function without the number that distinguishes functions of the same name in a graph."""
-    return _NUMBER.sub("", function)
+    return re.sub(r"_\d+$", "", function)
 
 
 def is_replaced(function: str, operators: Collection[str]) -> bool:

@@ -29,10 +29,7 @@ _TYPES = ("float16", "float32", "float64", "bool", *_INTEGERS)  # Element types 
 
 
 class GraphFile:
-    """A verified graph of a bundle, its `content`, and the `tensors` in other files, as listed in the manifest.
-
-    Raises the errors of `BundleFiles.read`, and BundleError if the graph differs from the manifest.
-    """
+    """A verified graph with its `content`. Raises BundleError if the manifest differs; see `BundleFiles.read`."""
 
     def __init__(self, path: Path, tensors: Sequence[ExternalTensor], files: BundleFiles) -> None:
         self.path = path

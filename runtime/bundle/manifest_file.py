@@ -32,11 +32,7 @@ def format_manifest(manifest: Manifest) -> str:
 
 
 def parse_manifest(text: str, where: Path) -> Manifest:
-    """Parse the content of bundle.json. Issues a BundleWarning for each unknown field that is marked as harmless.
-
-    Raise BundleError if the text is not JSON, has another format or version, or has unknown, missing or invalid fields.
-    Its message begins with `where`.
-    """
+    """Parse bundle.json. Raises BundleError, which begins with `where`; warns of unknown fields that are harmless."""
     try:
         content = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -54,10 +50,7 @@ def parse_manifest(text: str, where: Path) -> Manifest:
 
 
 def check_metadata(metadata: Mapping[str, str], manifest: Manifest, where: Path) -> None:
-    """Raise BundleError if the metadata of a graph differs from the manifest: the graph is from another bundle.
-
-    Graphs without u2moe metadata are accepted.
-    """
+    """Raise BundleError if a graph's metadata differ from the manifest. Graphs without metadata are accepted."""
     if f"{contract.METADATA_PREFIX}version" not in metadata:
         return
     reader = _Reader(where, manifest.producer)

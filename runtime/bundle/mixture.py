@@ -41,10 +41,7 @@ class Mixture:
 
 
 def read_mixture(domain: str, op_type: str, attributes: Mapping[str, Any]) -> Mixture | None:
-    """Return the mixture of experts that a node calls, or None if it calls something else.
-
-    Raises ValueError if one of `attributes` is missing or invalid.
-    """
+    """Return the mixture that a node calls; None: it calls something else. Raises ValueError for wrong attributes."""
     if domain != MOE_DOMAIN or _LAYER not in op_type:
         return None
     kinds = get_type_hints(Mixture)

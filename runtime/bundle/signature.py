@@ -50,8 +50,7 @@ def signed_text(manifest: bytes, private_keys: Mapping[str, bytes]) -> str:
             raise ValueError(f"{name}: private key must be in PEM, without a password: {error}") from error
         if not isinstance(key, Ed25519PrivateKey):
             raise wrong(f"{name}: private key", "Ed25519", type(key).__name__)
-        signature = base64.b64encode(key.sign(PREFIX + manifest)).decode()
-        signatures[key_id(key.public_key().public_bytes_raw())] = signature
+        signatures[key_id(key.public_key().public_bytes_raw())] = base64.b64encode(key.sign(PREFIX + manifest)).decode()
     return json.dumps({"format": _FORMAT, "version": _VERSION, "signatures": signatures}, indent=1) + "\n"
 
 
@@ -73,11 +72,7 @@ def signatures_in(folder: Path) -> dict[str, bytes]:
 
 
 def signer(folder: Path, manifest: bytes, public_keys: Iterable[str]) -> str:
-    """Return the id of the first of `public_keys`, in PEM, that signed the content of a bundle's manifest.
-
-    Raises SignatureError if none did or cryptography is not installed, and ValueError if there are no keys or a key is
-    invalid.
-    """
+    """Return the id of the first of `public_keys` (PEM) that signed a manifest. Raises SignatureError, ValueError."""
     where, keys = folder / SIGNATURE_FILE, {key_id(key): key for key in map(public_key, public_keys)}
     if not keys:
         raise ValueError("public_keys must contain at least one key")

@@ -16,8 +16,6 @@ from u2moe.runtime.errors import BundleError
 from u2moe.runtime.installation import install_command
 from u2moe.runtime.whole_file import write_text
 
-_MANIFEST_LIMIT = 64 << 20
-
 
 def add_sign(parser: argparse.ArgumentParser) -> None:
     """Add `u2moe sign`."""
@@ -61,7 +59,7 @@ def run_verify(args: argparse.Namespace) -> int:
 
 def _whole(folder: Path) -> bytes:
     """Return the manifest of a bundle. Raise BundleError or IntegrityError if a file is missing or damaged."""
-    content = BundleFiles(folder).read(MANIFEST_FILE, _MANIFEST_LIMIT)
+    content = BundleFiles(folder).read(MANIFEST_FILE, 64 << 20)
     digests = parse_manifest(content.decode(errors="replace"), folder / MANIFEST_FILE).files
     files = BundleFiles(folder, digests)
     for name in digests:
@@ -113,16 +111,12 @@ def run_push(args: argparse.Namespace) -> int:
 
 
 def push_bundle(folder: Path, name: str, *, private: bool = False) -> str:
-    """Check a bundle and commit its files, with a model card if the repository has none. Return the commit's URL.
-
-    Raise BundleError, and commit no file, if the bundle is incomplete, or the hub refuses it or cannot be reached.
-    """
+    """Check and commit a bundle, with a model card if there is none. Return the commit's URL. Raise BundleError."""
     from huggingface_hub import CommitOperationAdd, HfApi  # noqa: PLC0415 - an extra
 
     bundle = Bundle.open(folder)
     repository, _, branch = name.partition("@")
-    signature = [SIGNATURE_FILE] if (folder / SIGNATURE_FILE).exists() else []
-    files = (*bundle.manifest.files, MANIFEST_FILE, *signature)
+    files = (*bundle.manifest.files, MANIFEST_FILE, *([SIGNATURE_FILE] if (folder / SIGNATURE_FILE).exists() else []))
     added: list[Any] = [CommitOperationAdd(file, str(folder / file)) for file in files]
     api = HfApi(library_name="u2moe")
     try:

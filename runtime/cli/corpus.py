@@ -18,7 +18,6 @@ from u2moe.runtime.corpus.results import GroupScore, Score, merge, read_outcomes
 from u2moe.runtime.corpus.run_folder import Claims, OutputFolder
 from u2moe.runtime.corpus.runner import CorpusOptions, RunProgress, run_corpus
 
-_LINE_S = 300.0
 _NUM_CONFUSIONS, _NUM_PROBLEMS = 10, 20
 _BASIC = {"num_workers", "retry_failed", "align"}
 
@@ -35,21 +34,6 @@ def add_corpus(parser: CommandParser) -> None:
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = "formats of lists:\n" + "".join(f"  {name:8} {FORMATS[name].description}\n" for name in FORMATS)
-    _add_actions(parser)
-    parser.add_argument("list", metavar="LIST", help="list, folder or URL")
-    parser.add_argument("output", metavar="OUT", help="folder for the results, or a URL such as s3://bucket/name")
-    add_declared(parser, CorpusOptions, _BASIC)
-    experts = add_decoding(parser, chunk_size="full context")
-    add_declared(experts, ListOptions)
-    add_declared(experts, CorpusOptions, {"block_size"})
-    about = "recognise only blocks I, I + N, I + 2 N, ..."
-    experts.add_argument("--shard", type=_shard, default=Shard(), metavar="I/N", help=about)
-    about = 'run on this Ray cluster; "auto": an existing one, "local": this machine'
-    experts.add_argument("--ray", metavar="ADDRESS", help=about)
-    parser.set_defaults(run=run_corpus_command)
-
-
-def _add_actions(parser: CommandParser) -> None:
     status = parser.add_action("status", "Show progress, active processes, errors and warnings.")
     status.add_argument("output", metavar="OUT", help="folder of results")
     status.set_defaults(run=run_status)
@@ -66,6 +50,17 @@ def _add_actions(parser: CommandParser) -> None:
     scoring.add_argument("--worst", type=int, default=0, metavar="N", help="show the N utterances with the most errors")
     scoring.add_argument("--json", action="store_true", help="print JSON")
     scoring.set_defaults(run=run_score)
+    parser.add_argument("list", metavar="LIST", help="list, folder or URL")
+    parser.add_argument("output", metavar="OUT", help="folder for the results, or a URL such as s3://bucket/name")
+    add_declared(parser, CorpusOptions, _BASIC)
+    experts = add_decoding(parser, chunk_size="full context")
+    add_declared(experts, ListOptions)
+    add_declared(experts, CorpusOptions, {"block_size"})
+    about = "recognise only blocks I, I + N, I + 2 N, ..."
+    experts.add_argument("--shard", type=_shard, default=Shard(), metavar="I/N", help=about)
+    about = 'run on this Ray cluster; "auto": an existing one, "local": this machine'
+    experts.add_argument("--ray", metavar="ADDRESS", help=about)
+    parser.set_defaults(run=run_corpus_command)
 
 
 def _shard(text: str) -> Shard:
@@ -111,7 +106,7 @@ def _progress_display() -> Callable[[RunProgress], None]:
         nonlocal shown
         if sys.stderr.isatty():
             show_progress(_described(progress))
-        elif time.monotonic() - shown > _LINE_S:
+        elif time.monotonic() - shown > 300:
             shown = time.monotonic()
             tell(_described(progress))
 

@@ -37,10 +37,7 @@ def add_channel(parser: Options) -> None:
 
 
 def find_inputs(args: argparse.Namespace) -> tuple[Sequence[Input], int]:
-    """Return the recordings, and the number of folders that contain none. Each such folder is reported on stderr.
-
-    `args` contains `files`, and `raw`: None, or a function that makes `RawAudio` of a file.
-    """
+    """Return the recordings, and the number of folders without any, which stderr names. `args.raw` makes RawAudio."""
     found: list[tuple[Path, Path]] = []
     num_failed = 0
     for path in args.files or [STDIN if args.raw else find_bundle(None) / "clips"]:

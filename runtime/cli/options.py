@@ -74,10 +74,7 @@ def add_model(parser: Options) -> None:
 
 
 def add_decoding(parser: Options, chunk_size: str) -> Options:
-    """Add options for the model and for decoding. Return the option group "for experts", to which commands may add.
-
-    `chunk_size` is the default chunk size to show in the help.
-    """
+    """Add options for model and decoding; `chunk_size` is the default to show. Return the group "for experts"."""
     add_model(parser)
     add_words(parser)
     experts = parser.add_argument_group("for experts")
@@ -196,10 +193,7 @@ def decoding_choice(
 
 
 def model_choice(args: argparse.Namespace, directory: Path | None = None, kind: Any = DecodingOptions) -> ModelChoice:
-    """Return the model and the decoding options that the command-line options added by `add_decoding` select.
-
-    `directory` is the folder of the bundle; None: the bundle of --model. For the errors, see `decoding_choice`.
-    """
+    """Return what the options of `add_decoding` select, by default for --model. For errors, see `decoding_choice`."""
     directory = directory or chosen_bundle(args.model)
     options, hotwords = decoding_choice(args, directory, kind)
     keys = public_keys_in(args)
@@ -223,10 +217,7 @@ def chosen_bundle(name: str | None, option: str = "--model BUNDLE") -> Path:
 
 
 def language_model_options(text: str) -> LanguageModelOptions:
-    """Parse the value of --lm, such as "FILE,weight=0.4,<name>=names.txt".
-
-    Raise LanguageModelError if the model cannot be read, and ValueError for an invalid number or file of words.
-    """
+    """Parse --lm, such as "FILE,weight=0.4,<name>=names.txt". Raise LanguageModelError or ValueError."""
     found = re.fullmatch(r"(.*?)((?:,[^,=]+=[^,]*)*)", text, re.DOTALL)
     file, settings = found.groups() if found else (text, "")
     classes: dict[str, list[str]] = {}

@@ -96,10 +96,7 @@ def make_output(path: Path | None, file_format: str | None, inputs: Sequence[Inp
 
 
 class _Stdout(Output):
-    """Output of transcripts to stdout in one of `FORMATS`.
-
-    Segments of a single recording are printed one by one if the format allows it.
-    """
+    """Output to stdout in one of `FORMATS`. Segments of a single recording are printed one by one if possible."""
 
     def __init__(self, file_format: str, *, is_single: bool) -> None:
         self._name, self._format = file_format, FORMATS[file_format]
@@ -162,10 +159,7 @@ class _Events(Output):
 
 
 class _Folder(Output):
-    """Output with one file for each recording. Several processes may write to the folder at the same time.
-
-    If `file` is given, the transcript of the single recording is written to it.
-    """
+    """Output of a file per recording, or of the only one to `file`. Several processes may write to the folder."""
 
     def __init__(self, folder: Path, file_format: str, inputs: Sequence[Input], file: Path | None = None) -> None:
         self._folder, self._format, self._file = folder, file_format, file

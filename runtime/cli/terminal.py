@@ -19,10 +19,7 @@ _BAR_WIDTH = 20
 
 @contextlib.contextmanager
 def standard_streams() -> Iterator[None]:
-    """Provide stdout and stderr even if the program was started without them.
-
-    File names that are not valid text are written as their original bytes. Writing to a closed stdout is an error.
-    """
+    """Provide missing stdout and stderr. Bytes in file names are kept. Writing to a closed stdout is an error."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -58,10 +55,7 @@ def logging_to_stderr(*, is_verbose: bool) -> Iterator[None]:
 
 
 def print_result(text: str) -> None:
-    """Write a result to stdout immediately. `text` includes the line feed.
-
-    Raise BrokenPipeError if the reader has closed the pipe, and U2moeError if stdout or its encoding refuses the text.
-    """
+    """Write `text` to stdout at once. Raise BrokenPipeError if the reader has closed the pipe, otherwise U2moeError."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -99,10 +93,7 @@ def silence_stdout() -> None:
 
 
 def show_progress(text: str) -> None:
-    """Replace the current line of a terminal with `text`. If the text is too long, show only its end.
-
-    Do nothing if stderr is not a terminal.
-    """
+    """Show `text`, or its end if it is too long, as the current line of a terminal. Without a terminal, do nothing."""
     if sys.stderr.isatty():
         width = max(shutil.get_terminal_size().columns - 1, 1)
         _write_stderr(f"\r\x1b[K{text[-width:]}")

@@ -1,7 +1,4 @@
-"""`u2moe transcribe`, `u2moe align` and `u2moe listen`: recognise or align recordings one by one, or a microphone.
-
-The failure of one recording does not stop the others.
-"""
+"""`u2moe transcribe`, `u2moe align` and `u2moe listen`: recognise or align recordings one by one, or a microphone."""
 
 import argparse
 import contextlib
@@ -33,7 +30,6 @@ from u2moe.runtime.transcriber import Transcriber
 
 WORDS = "ctm"  # the default format of `u2moe align`: one line for each word
 _MOST_WARNINGS = 10
-_STREAM_BUFFER_S = 0.1
 Work = Callable[[Recognizer, Input, Output, Callable[[float], None]], tuple[Transcript, bool]]
 """Function that processes a recording. It calls its last argument with the seconds done so far."""
 
@@ -94,10 +90,7 @@ def run_transcribe(args: argparse.Namespace) -> int:
 
 
 def run_each(args: argparse.Namespace, default: str, transcribe: Work) -> int:
-    """Make and write the transcript of every recording. If one fails, report it and continue with the next.
-
-    `transcribe` passes segments to the output. It returns the transcript, and whether Ctrl-C interrupted the work.
-    """
+    """Transcribe and write every recording; report failures. `transcribe` also returns whether Ctrl-C ended it."""
     inputs, num_failed = find_inputs(args)
     num_asked = len(inputs) + num_failed
     output = make_output(args.output, args.format, inputs, default)
@@ -128,10 +121,7 @@ def _transcript(
     args: argparse.Namespace, vad: VoiceActivityDetector | None, recognizer: Recognizer, item: Input, output: Output,
     on_progress: Callable[[float], None],
 ) -> tuple[Transcript, bool]:  # fmt: skip
-    """Return the transcript, and whether Ctrl-C cut it short. If so, the transcript contains the text so far.
-
-    Raise AudioError if none of the audio can be read.
-    """
+    """Return the transcript so far, and whether Ctrl-C cut it short. Raise AudioError if no audio can be read."""
     segments: list[Result] = []
     seconds, error, is_interrupted = 0.0, None, False
     chosen = {"channel": args.channel, "track": args.track}
@@ -153,7 +143,7 @@ def _transcript(
         live = LiveRecognition(recognizer.decode_streams, recognizer.create_stream(options))
         rate = recognizer.bundle.manifest.features.sample_rate
         try:
-            for buffer in read_blocks(item.audio, rate, _STREAM_BUFFER_S, **chosen):
+            for buffer in read_blocks(item.audio, rate, block_s=0.1, **chosen):
                 keep(live.accept(rate, buffer))
                 seconds = live.stream.duration
                 if not live.shown:

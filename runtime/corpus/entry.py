@@ -145,10 +145,6 @@ class ListOptions(Checked):
         return Command(command=command)
 
 
-_BLOCKS_PER_FOLDER = 1000
-_NAME = re.compile(r"(?:.*/)?(\d{12})-(\d{12})\.jsonl")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Block:
     """Consecutive entries of a list, at least one."""
@@ -165,7 +161,7 @@ class Block:
     @property
     def file_name(self) -> str:
         """Path of the block's file, relative to the folder of blocks. The name contains `start` and `stop`."""
-        return f"{self.number // _BLOCKS_PER_FOLDER:06}/{self.start:012}-{self.stop:012}.jsonl"
+        return f"{self.number // 1000:06}/{self.start:012}-{self.stop:012}.jsonl"
 
 
 def cut_into_blocks(entries: Iterable[Entry], size: int) -> Iterator[Block]:
@@ -179,7 +175,7 @@ def cut_into_blocks(entries: Iterable[Entry], size: int) -> Iterator[Block]:
 
 def range_of(file_name: str) -> tuple[int, int] | None:
     """Return the entry positions (first, last + 1) that a result file's name contains; None for any other file name."""
-    found = _NAME.fullmatch(file_name)
+    found = re.fullmatch(r"(?:.*/)?(\d{12})-(\d{12})\.jsonl", file_name)
     return (int(found[1]), int(found[2])) if found else None
 
 
@@ -210,7 +206,6 @@ class Shard:
         return number % self.count == self.index
 
 
-_LONGEST_COMPLAINT = 200
 _MOST_BYTES = 4 << 30  # Maximum bytes of a recording that is copied into memory. A larger one must be a local file.
 LONGEST_COMMAND_S = 600.0  # Timeout of a command in seconds. A command that hangs must not stop the run.
 
@@ -229,17 +224,11 @@ class Sources(contextlib.ExitStack):
         self._stream: IO[bytes]
 
     def read_blocks(self, entry: Entry, sample_rate: int) -> Iterator[Samples]:
-        """Yield the samples of an entry in buffers of about ten seconds: one channel, float32, at `sample_rate`.
-
-        Raise AudioError if the audio cannot be read, or, after the last samples, if it ends early.
-        """
+        """Yield samples in buffers of about ten seconds. Raise AudioError if they are unreadable or end early."""
         yield from read_blocks(self.open(entry), sample_rate, channel=entry.channel, start=entry.start, end=entry.end)
 
     def open(self, entry: Entry) -> str | SoundBytes:
-        """Return the audio file of an entry, as a path or as bytes.
-
-        Raise AudioError if the audio cannot be read. The message names the source.
-        """
+        """Return the audio file of an entry, as a path or as bytes. Raise AudioError, which names the source."""
         source = entry.source
         if isinstance(source, Unreadable):
             raise AudioError(source.error)
@@ -299,7 +288,7 @@ def _output_of(command: str) -> bytes:
             finally:
                 timer.cancel()
         complaints.seek(0)
-        complaint = complaints.read().decode(errors="replace").strip()[-_LONGEST_COMPLAINT:]
+        complaint = complaints.read().decode(errors="replace").strip()[-200:]
     if time.monotonic() - begin >= LONGEST_COMMAND_S:
         raise AudioError(f"{command}: timed out after {LONGEST_COMMAND_S:.0f} s")
     _bounded(output, command)

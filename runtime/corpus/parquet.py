@@ -19,7 +19,6 @@ SCHEMA = pa.schema({"key": _TEXT, "text": _TEXT, "duration": _NUMBER, **_FROM_LI
 """Columns of results. `options` and `fields` are JSON."""
 NEMO_SCHEMA = pa.schema({"key": _TEXT, "pred_text": _TEXT, "read_duration": _NUMBER, "fields": _TEXT, **_RESULTS})
 """Columns of results for a NeMo list. `fields` contains the fields of the list as JSON."""
-_JSON_COLUMNS = ("options", "fields")
 
 
 def to_table(rows: Iterable[Row]) -> pa.Table:
@@ -35,7 +34,7 @@ def to_table(rows: Iterable[Row]) -> pa.Table:
 
 
 def _flat(name: str, value: Any) -> Any:
-    if name in _JSON_COLUMNS:
+    if name in ("options", "fields"):
         return None if value is None else as_json(value)
     if name == "warnings" and value is not None:
         return [_valid(warning) for warning in value]
@@ -51,10 +50,7 @@ def _valid(text: str) -> str:
 
 
 def write(blocks: Iterable[Iterable[Row]], file: Path) -> int:
-    """Write blocks of rows to a Parquet file, and return the number of rows.
-
-    Either all rows or none must come from a NeMo list.
-    """
+    """Write blocks of rows, all or none from a NeMo list, to a Parquet file. Return the number of rows."""
     num_rows, writer = 0, None
     for table in map(to_table, blocks):
         writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd")

@@ -63,10 +63,7 @@ class _Worker:
 
 
 class WorkerPool:
-    """A fixed number of worker processes. Close the pool at the end.
-
-    Forked workers share the memory of `recognizer`. If it is None, workers are spawned, and each loads the model.
-    """
+    """Worker processes: forks that share the memory of `recognizer`, or spawned ones if it is None. Close the pool."""
 
     def __init__(
         self, folder: str, run: RunDescription, model: ModelChoice, recognizer: Recognizer | None, num_workers: int
@@ -83,10 +80,7 @@ class WorkerPool:
         return sum(report.num_utterances for report in busy), sum(report.seconds for report in busy)
 
     def run(self, blocks: Iterator[Block]) -> Iterator[BlockDone | None]:
-        """Process all blocks. Yield each finished block, and None about once a second. Request blocks when needed.
-
-        Raise CorpusError if workers die before they are ready, and the error of a worker that cannot continue.
-        """
+        """See `Workers.run`. Raise CorpusError if workers die before they are ready, or a worker's error."""
         while True:
             for worker in self._workers:
                 if worker.block is None and (block := next(blocks, None)) is not None:

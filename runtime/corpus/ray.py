@@ -25,7 +25,6 @@ from u2moe.runtime.validation import checked_options
 _GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "ROCMExecutionProvider")
 _MOST_RETRIES = 3
 """Maximum number of retries of a block after its actor died. A run on one machine can find the entry that causes it."""
-_TICK_S = 1.0
 
 
 def run_on_ray(
@@ -80,7 +79,7 @@ class _Actors(Workers):
                 tasks[actor.write.remote(block)] = (actor, block)
             if not tasks:
                 return
-            ready, _ = ray.wait(list(tasks), timeout=_TICK_S)
+            ready, _ = ray.wait(list(tasks), timeout=1.0)
             done = None
             for task in ready:
                 actor, block = tasks.pop(task)

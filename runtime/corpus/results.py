@@ -26,10 +26,7 @@ _CONFIDENCE = 0.95
 
 
 def rows_by_block(folder: OutputFolder) -> Iterator[list[Row]]:
-    """Yield the rows of each block of a run, in the order of the list.
-
-    Raise CorpusError if the folder contains no run, or a file of results is damaged.
-    """
+    """Yield the rows of each block, in order. Raise CorpusError if the folder has no run, or a file is damaged."""
     folder.description()
     for _, file, content in folder.contents():
         try:

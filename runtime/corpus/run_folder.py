@@ -27,8 +27,6 @@ from u2moe.runtime.errors import CorpusError
 from u2moe.runtime.validation import first_difference
 from u2moe.runtime.whole_file import probe, remove_stale_parts
 
-_LONGEST_VALUE = 300
-
 
 @dataclass(frozen=True, kw_only=True)
 class RunDescription:
@@ -73,7 +71,7 @@ class OutputFolder:
             for name, value in found.items():
                 if name not in ("u2moe", "list_path") and value != wanted[name]:
                     where, before, after = first_difference(value, wanted[name], name.replace("_", " "))
-                    was, now = (json.dumps(each)[:_LONGEST_VALUE] for each in (before, after))
+                    was, now = (json.dumps(each)[:300] for each in (before, after))
                     changed = f"the run began with {where} {was}, but it is now {now}"
                     raise CorpusError(f"{self.path}: {changed}: change it back, or choose another folder")
         for place, _, _ in os.walk(self.path) if self.claims is not None else ():

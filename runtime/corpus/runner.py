@@ -114,10 +114,7 @@ class Workers(Protocol):
 
 
 class CorpusRun:
-    """One call, such as `run_corpus`, that begins or continues a run.
-
-    For arguments and errors, see `run_corpus`. `close` releases unfinished blocks.
-    """
+    """One call, such as `run_corpus`, that begins or continues a run. `close` releases unfinished blocks."""
 
     def __init__(
         self, list_path: str | os.PathLike[str], output: str | os.PathLike[str], recognizer: Recognizer,

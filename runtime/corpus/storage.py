@@ -34,10 +34,7 @@ def base_name(path: str) -> str:
 
 @contextlib.contextmanager
 def open_binary(path: str) -> Iterator[IO[bytes]]:
-    """Open a file for reading.
-
-    Raise OSError if that is impossible, and CorpusError if fsspec or its backend for this URL is not installed.
-    """
+    """Open a file for reading. Raise OSError if that is impossible, and the CorpusError of `filesystem_of`."""
     if is_url(path):
         filesystem, name = filesystem_of(path)
         with filesystem.open(name, "rb") as stream, io.BufferedReader(stream) as buffered:
@@ -56,10 +53,7 @@ def size_of(path: str) -> int:
 
 
 def filesystem_of(url: str) -> tuple[Any, str]:
-    """Return the fsspec file system for a URL, and the name of the file in it.
-
-    Raise CorpusError if fsspec or its backend for this kind of URL is not installed, or the kind is unknown.
-    """
+    """Return the fsspec file system for a URL, and the file's name there. Raise CorpusError if it is not installed."""
     try:
         import fsspec  # noqa: PLC0415 - not needed for local files
 
@@ -79,10 +73,7 @@ def read_bytes(path: str) -> bytes | None:
 
 
 def list_files(folder: str) -> list[str]:
-    """Return the relative paths of all files below a folder.
-
-    A missing folder has no files. Hidden files in local folders are omitted.
-    """
+    """Return the relative paths of all files below a folder (none if it is missing), except local hidden files."""
     if is_url(folder):
         filesystem, name = filesystem_of(folder)
         filesystem.invalidate_cache()
@@ -96,10 +87,7 @@ def list_files(folder: str) -> list[str]:
 
 
 def write_whole(path: str, content: bytes) -> None:
-    """Write a file atomically, and replace an existing file. Missing folders are created.
-
-    On object stores, every write is atomic. Raise OSError if the file cannot be written.
-    """
+    """Write a file atomically; create missing folders. Raise OSError if the file cannot be written."""
     if is_url(path):
         filesystem, name = filesystem_of(path)
         filesystem.makedirs(parent(name), exist_ok=True)

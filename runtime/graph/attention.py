@@ -176,8 +176,7 @@ def next_cache(num_blocks: int) -> ir.Function:
         cache, first, *kept = inputs
         return g.op("Concat", g.op("Slice", cache, first, [END], [3]), g.op("Concat", *kept, axis=0), axis=3)
 
-    names = ["cache", "first", *(f"kept.{index}" for index in range(num_blocks))]
-    return build_function("NextCache", names, body)
+    return build_function("NextCache", ["cache", "first", *(f"kept.{index}" for index in range(num_blocks))], body)
 
 
 def shifted_attention(heads: Heads) -> ir.Function:

@@ -25,11 +25,7 @@ Operand = ir.Value | npt.NDArray[Any] | Sequence[int] | int | float
 
 
 class GraphBuilder:
-    """Builder of a model from nodes, constants, weights and functions.
-
-    Names of nodes and values consist of the open scopes, the operator and a number. They are the same in every export,
-    and show where a node belongs.
-    """
+    """Builder of a model. Names (open scopes, operator, number) show where a node belongs, the same in all exports."""
 
     def __init__(self, name: str, *, constants_as_nodes: bool = False) -> None:
         self.name, self.tape, self._constants_as_nodes = name, ir.tape.Tape(), constants_as_nodes
@@ -39,10 +35,7 @@ class GraphBuilder:
 
     @contextmanager
     def scope(self, *names: str, group: str | None = None) -> Iterator[None]:
-        """Prefix node names with `names` inside the `with` block, and set the group of the weights built there.
-
-        `group` is one of `contract.WEIGHT_GROUPS`. None: weights belong to the group of the enclosing scope.
-        """
+        """Prefix node names in the block, and set the group of its weights; None: that of the enclosing scope."""
         self._scopes.extend(names)
         self._groups.extend([group] if group else [])
         yield
@@ -132,10 +125,7 @@ def build_model(
     graph: contract.Graph, axes: Callable[[str | int], int | None], metadata: dict[str, str],
     body: Callable[[GraphBuilder, dict[str, ir.Value]], dict[str, ir.Value]],
 ) -> ir.Model:  # fmt: skip
-    """Build the graph of a contract. `body` adds nodes, given the inputs by name, and returns the outputs by name.
-
-    `axes` returns the size of an axis of the contract, or None if it is dynamic.
-    """
+    """Build a contract's graph. `body` maps inputs to outputs; `axes` returns the size of an axis, None if dynamic."""
 
     def typed(tensor: contract.Tensor, value: ir.Value) -> ir.Value:
         dtype = ir.DataType.STRING if tensor.dtype == "str" else ir.DataType.from_numpy(np.dtype(tensor.dtype))
@@ -184,10 +174,7 @@ def build_function(
 
 
 def define(functions: MutableMapping[ir.OperatorIdentifier, ir.Function], function: ir.Function) -> ir.Function:
-    """Add a function to the functions of a model, unless an equal one exists. Returns the function to call.
-
-    If a function with the same name but another body exists, a number is appended to the new one's name.
-    """
+    """Add a function, unless an equal one exists; add a number to a name in use. Returns the function to call."""
     name = function.name
     for number in itertools.count(1):
         function.name = name if number == 1 else f"{name}_{number}"

@@ -15,10 +15,7 @@ from u2moe.runtime.graph.layers import affine, halves
 
 
 class SparseDispatch:
-    """Nodes that send tokens to their experts and combine the results.
-
-    A row is the assignment of a token to an expert. Rows are sorted by expert.
-    """
+    """Nodes that send tokens to experts. A row is the assignment of a token to an expert; rows are sorted by expert."""
 
     def __init__(self, g: GraphBuilder, x: ir.Value, gate: ir.Value, mixture: Mixture) -> None:
         self.g, self.mixture, self.half = g, mixture, mixture.weights == "fp16"

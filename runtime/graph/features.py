@@ -25,10 +25,7 @@ def features_graph(manifest: Manifest) -> ir.Model:
 
 
 def fbank(g: GraphBuilder, samples: ir.Value, config: FeatureConfig) -> ir.Value:
-    """Add nodes for the features [batch, frames, mel] of samples [batch, samples] in [-1, 1].
-
-    Raise BundleError if the configuration is impossible, because a mel band contains no FFT bin.
-    """
+    """Add nodes for features [batch, frames, mel] of samples [batch, samples]. Raises errors of `constants_of`."""
     constants = constants_of(config)
     banks = constants.banks()
     with g.scope("fbank"):

@@ -22,11 +22,7 @@ alongside the packed weights."""
 def save_graph(
     model: ir.Model, file: Path, *, limit: int | None = None, progress: Callable[[str], None] = lambda _: None
 ) -> None:
-    """Write a graph one weight at a time.
-
-    If the weights exceed `limit` bytes (None: `EXTERNAL_DATA_LIMIT`), they go into a second file, `file` with ".data"
-    appended. `progress` is called with a line for every hundredth weight written there.
-    """
+    """Write a graph. Weights above `limit` bytes (None: `EXTERNAL_DATA_LIMIT`) go into `file` with ".data" appended."""
 
     def report(tensor: ir.TensorProtocol, info: ir.external_data.CallbackInfo) -> None:
         if info.index % 100 == 0:

@@ -78,11 +78,7 @@ def fixed_convolution(
 def fixed_mixture(
     g: GraphBuilder, mixture: Mixture, x: ir.Value, gate: ir.Value, weights: Sequence[ir.Value]
 ) -> ir.Value:
-    """Add nodes for a mixture on [1, time, dim] that computes all experts as one wide layer.
-
-    Experts that are not chosen contribute almost nothing. `weights` are the weights of each expert in turn, as in
-    `float_mixture`.
-    """
+    """Add a mixture on [1, time, dim] as one wide layer of all experts. `weights` are as in `float_mixture`."""
     parts = 4 if mixture.bias else 2
     first, second = halves([weights[part::parts] for part in range(parts)])
     with g.scope("router"):

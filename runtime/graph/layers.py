@@ -40,10 +40,7 @@ def linear(*, bias: bool) -> ir.Function:
 
 
 def feed_forward(kind: str, *, bias: bool, gated: bool = False) -> ir.Function:
-    """Build the function y = kind(x @ w1 + w1_bias) @ w2 + w2_bias, where `kind` is one of `ACTIVATIONS`.
-
-    With a gate, y = (kind(x @ gate) * (x @ w1 + w1_bias)) @ w2 + w2_bias.
-    """
+    """Build y = kind(h) @ w2 + w2_bias, h = x @ w1 + w1_bias. Gated: kind(x @ gate) * h instead of kind(h)."""
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
         x, parameters = inputs[0], inputs[1 + gated :]
@@ -100,10 +97,7 @@ def embedding() -> ir.Function:
 
 
 def sinusoids(frequencies: Sequence[float]) -> ir.Function:
-    """Build the positional encodings [..., dim] of int64 positions [...]: sine in even, cosine in odd channels.
-
-    The encodings are computed, not looked up in a table, so positions are unlimited.
-    """
+    """Build encodings [..., dim] of any int64 positions [...]: sine in even, cosine in odd channels."""
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
         angles = _angles(g, inputs[0], frequencies)
@@ -209,10 +203,7 @@ class Prefixes(NamedTuple):
 
 
 def shared_prefixes() -> ir.Function:
-    """Build a function that returns the `Prefixes` of `tokens` [batch, nbest, length].
-
-    Its second input is `lens` [batch, nbest, 1], the number of valid tokens of each hypothesis minus 1.
-    """
+    """Build `Prefixes` of `tokens` [batch, nbest, length]. `lens` [batch, nbest, 1] are numbers of tokens minus 1."""
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> list[ir.Value]:
         tokens, lens = inputs

@@ -123,10 +123,7 @@ class DeviceMemory:
         return {name: DeviceArray(self, value) if name in stay else value.numpy() for name, value in found}
 
     def join(self, parts: Sequence[Value], axis: int, shape: Sequence[int], *, at_front: bool = False) -> DeviceArray:
-        """Concatenate parts along an axis, after padding each with zeros to `shape` along all other axes.
-
-        The zeros are at the end of an axis, or at its start if `at_front` is true. Raises ProviderError.
-        """
+        """Join parts along an axis, after padding others to `shape` with zeros, or `at_front`. Raises ProviderError."""
         place = onnxruntime.OrtValue.ortvalue_from_numpy
         left = [
             part if isinstance(part, DeviceArray) else DeviceArray(self, place(np.ascontiguousarray(part)))

@@ -111,11 +111,7 @@ def checked_kernels(kernels: str | None) -> str:
 
 
 def choose_kernels(kernels: str, providers: Sequence[str]) -> Kernels:
-    """Return the kernels to use with these execution providers. `kernels` is one of `KERNELS`.
-
-    Raises KernelsError if `kernels` is "native", but the library is not installed, cannot run here, or does not support
-    the providers.
-    """
+    """Return the kernels for these providers. Raises KernelsError if "native" is not installed or cannot run here."""
     if kernels == "onnxruntime":
         return Kernels(native=False, reason="as requested")
     try:

@@ -84,11 +84,7 @@ class Session:
         return tuple(self._session.get_providers())
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any] | DeviceArray]) -> dict[str, Any]:
-        """Run the graph, and return its outputs. Raises ProviderError. Names are those in the contract.
-
-        With `SessionSettings.io_binding`, float outputs of the encoder stay in the device's memory as `DeviceArray`.
-        All other outputs are arrays.
-        """
+        """Run the graph. Returns outputs by name; the encoder's may stay on its device. Raises ProviderError."""
         try:
             if self._memory is not None:
                 return self._memory.run(feeds, self._output_names, self._stay)

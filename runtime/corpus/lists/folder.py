@@ -13,12 +13,7 @@ SUFFIXES = frozenset((*FILE_SUFFIXES, *MEDIA_SUFFIXES))
 
 
 def read(list_path: str, _options: ListOptions) -> Iterator[Entry]:
-    """Yield an entry for each audio file below a folder. The key is the file's path relative to the folder.
-
-    Only the names in one folder and its parents are in memory at a time. Links to folders are not followed.
-
-    Raise CorpusError if a folder cannot be read, or contains no audio files.
-    """
+    """Yield an entry for each audio file below a folder. Links to folders are not followed. Raise CorpusError."""
     is_empty = True
     for path in _walk(list_path):
         is_empty = False

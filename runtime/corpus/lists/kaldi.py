@@ -83,10 +83,7 @@ def files(list_path: str) -> list[str]:
 
 
 def content_of(list_path: str, _options: object = None) -> Iterator[bytes]:
-    """Yield the content of all files, which identifies the list.
-
-    The content of wav.scp comes first. The name of each further file precedes its content.
-    """
+    """Yield the content of all files, which identifies the list. The name of each file but wav.scp precedes it."""
     for number, file in enumerate(files(list_path)):
         yield f"{base_name(file)}\n".encode() if number else b""
         yield from lines.content_of(file)

@@ -1,7 +1,4 @@
-"""Lists with one entry per line: JSON objects (WeNet, NeMo and Lhotse), or paths.
-
-A line that cannot be parsed becomes an unreadable entry.
-"""
+"""Lists with one entry per line: JSON objects (WeNet, NeMo and Lhotse), or paths."""
 
 import json
 import os
@@ -16,16 +13,9 @@ from u2moe.runtime.errors import CorpusError
 from u2moe.runtime.text.lines import read_lines as text_lines
 from u2moe.runtime.validation import Record, checked_choice, checked_object, wrong
 
-_PIECE = 1 << 20
-
 
 def read_lines(list_path: str) -> Iterator[tuple[int, str]]:
-    """Yield the line number and content of each nonblank line in a text file. The file may be gzipped.
-
-    Bytes that are not valid UTF-8 become surrogates, as in `os.fsdecode`.
-
-    Raise CorpusError if the file cannot be read.
-    """
+    """Yield number and content of nonblank lines. Invalid UTF-8 becomes surrogates. Raise CorpusError if unreadable."""
     opened = open_binary(list_path)
     lines = text_lines(list_path, "a list of recordings", CorpusError, opened=opened, errors="surrogateescape")
     return ((number, line.strip()) for number, line in lines)
@@ -39,7 +29,7 @@ def count_lines(list_path: str) -> int:
 def content_of(list_path: str, _options: object = None) -> Iterator[bytes]:
     """Yield the bytes of a file in pieces. Raise OSError if it cannot be read."""
     with open_binary(list_path) as stream:
-        while piece := stream.read(_PIECE):
+        while piece := stream.read(1 << 20):
             yield piece
 
 

@@ -13,12 +13,7 @@ _KEYS = ("key", "id", "segment_id")
 
 
 def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
-    """Yield the entries of a Parquet file.
-
-    An entry's key is the value in column `key`, `id` or `segment_id`. Without such a value, the key is the row's index.
-
-    Raise CorpusError if the file is not Parquet, or has no column `audio`.
-    """
+    """Yield the entries of a Parquet file. Keys are those in a column of `_KEYS`, or row numbers. Raise CorpusError."""
     import pyarrow as pa  # noqa: PLC0415 - an extra
     import pyarrow.parquet as pq  # noqa: PLC0415
 

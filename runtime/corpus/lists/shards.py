@@ -16,12 +16,7 @@ _LONGEST_TEXT = 1 << 20
 
 
 def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
-    """Yield the entries of an archive, or of all archives in a list.
-
-    The audio of an entry is read later, directly from its archive.
-
-    Links, devices and folders are skipped. If an archive is damaged, an `Unreadable` entry follows the readable ones.
-    """
+    """Yield the entries of archives. Audio is read later. In a damaged archive, the last entry is `Unreadable`."""
     for archive in archives(list_path, options):
         try:
             with open_binary(archive) as stream, tarfile.open(fileobj=stream, mode="r:*") as tar:
@@ -62,8 +57,7 @@ def _pairs(archive: str, tar: tarfile.TarFile) -> Iterator[Entry]:
             elif f".{suffix.lower()}" in SUFFIXES:
                 source = TarMember(archive=archive, name=member.name, offset=member.offset_data, size=member.size)
         if stem:
-            missing = Unreadable(error=f"{archive}: {stem}: has no audio file")
-            yield Entry(key=stem, source=source or missing, text=text)
+            yield Entry(key=stem, source=source or Unreadable(error=f"{archive}: {stem}: has no audio file"), text=text)
 
 
 def _files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
