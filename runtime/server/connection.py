@@ -1,17 +1,30 @@
-"""WebSocket connections for the protocols: receiving and sending with timeouts, and parsing of messages."""
+"""What protocols share: admission, closing and errors of WebSockets, messages with timeouts, parsing of messages."""
 
 import asyncio
+import contextlib
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from starlette.routing import Route
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketDisconnected, WebSocketState
 
-from u2moe.runtime.server.errors import MAX_QUOTED, ClientGoneError, IdleError, RequestError, TooLargeError
+from u2moe.runtime.errors import U2moeError
+from u2moe.runtime.server.access import KEY, KEY_SUBPROTOCOLS
+from u2moe.runtime.server.errors import (
+    MAX_QUOTED,
+    ClientGoneError,
+    IdleError,
+    RecognitionError,
+    RequestError,
+    StoppingError,
+    TooLargeError,
+)
 from u2moe.runtime.server.served_stream import ServedStream
 from u2moe.runtime.server.service import Service, Slot
 from u2moe.runtime.server.transport import charged
@@ -26,7 +39,10 @@ _MAX_TEXT = 1 << 20
 """Maximum characters of a text message: enough for several seconds of audio in base64, or a thousand hotwords."""
 _LEAST_AUDIO = 0.01
 """Minimum audio that a live client must send, as a share of real time: 0.6 seconds per minute, about one chunk."""
+_MAX_REASON = 120  # maximum bytes of the reason for closing a WebSocket; RFC 6455 allows 123
+_GONE = (ClientGoneError, WebSocketDisconnect, WebSocketDisconnected)
 _Value = TypeVar("_Value")
+Conversation = Coroutine[Any, Any, None]
 
 
 class Patience:
@@ -39,6 +55,11 @@ class Patience:
         self._limit_s, self._least, self._unit, self._amount = limit_s, least, unit, amount
         self._time = asyncio.get_running_loop().time
         self._since, self._amount_then = self._time(), amount()
+
+    @classmethod
+    def for_audio(cls, slot: Slot, idle_s: float) -> Self:
+        """Return the idle timeout of a live client, whose progress is measured by the audio that it sends."""
+        return cls(idle_s, _LEAST_AUDIO * idle_s, "seconds of audio", lambda: slot.fed_s)
 
     async def wait_for(self, next_one: Callable[[], Awaitable[_Value]]) -> _Value:
         """Await `next_one()` and return its result. Raises IdleError when the timeout has expired."""
@@ -55,18 +76,13 @@ class Patience:
         raise IdleError(f"less than {self._least:g} {self._unit} received in {self._limit_s:g} seconds") from None
 
 
-def patience_for_audio(slot: Slot, idle_s: float) -> Patience:
-    """Return the idle timeout of a live client, whose progress is measured by the audio that it sends."""
-    return Patience(idle_s, _LEAST_AUDIO * idle_s, "seconds of audio", lambda: slot.fed_s)
-
-
 class Connection:
     """A WebSocket whose client has a slot. Streams are opened with `slot`."""
 
     def __init__(self, websocket: WebSocket, service: Service, slot: Slot) -> None:
         self.service, self.slot, self._websocket = service, slot, websocket
         self._limits = service.options.limits
-        self._patience = patience_for_audio(slot, self._limits.idle_s)
+        self._patience = Patience.for_audio(slot, self._limits.idle_s)
 
     async def receive(self) -> str | bytes:
         """Return the next message. Raises ClientGoneError, IdleError (too little audio) or TooLargeError (a text)."""
@@ -94,6 +110,58 @@ class Connection:
             await send_within(self._limits.send_s, self._websocket.send_text(text))
         except (WebSocketDisconnect, WebSocketDisconnected) as error:
             raise ClientGoneError from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """A protocol over a WebSocket (`path` and `run`), over TCP (`run_tcp`), or over HTTP (`routes`)."""
+
+    name: str  # in options, metrics and logs
+    path: str | None = None  # of its WebSocket
+    run: Callable[[Connection], Conversation] | None = None  # serves one client; errors are reported to it
+    # serves one client over TCP, and reports errors itself
+    run_tcp: Callable[[Service, asyncio.StreamReader, asyncio.StreamWriter], Conversation] | None = None
+    routes: Callable[[Service], list[Route]] | None = None
+    may_have_port: bool = False  # whether `--protocol` can assign a port, for clients that cannot set a path
+    tell_error: Callable[[Exception], Mapping[str, Any]] | None = None  # returns JSON for the client; None: not sent
+    close_code: int = RequestError.close_code  # for client errors that have no close code of their own
+    subprotocols: tuple[str, ...] = ()  # in order of preference
+
+    async def serve(self, service: Service, websocket: WebSocket) -> None:
+        """Serve a client if a slot is free. Errors are reported to the client and end the connection."""
+        with contextlib.suppress(*_GONE, OSError, TimeoutError):
+            code, reason = await self._serve_to_the_end(service, websocket)
+            async with asyncio.timeout(service.options.limits.send_s):
+                await websocket.close(code, reason.encode()[:_MAX_REASON].decode(errors="ignore"))
+
+    async def _serve_to_the_end(self, service: Service, websocket: WebSocket) -> tuple[int, str]:
+        """Serve a client; return the code and the reason for closing the connection."""
+        if self.run is None:
+            raise TypeError(f"the protocol {self.name} does not use WebSockets")
+        offered = websocket.scope["subprotocols"]
+        keys = (name for name in offered if name.startswith(KEY_SUBPROTOCOLS))
+        # browsers disconnect if none is chosen, even if they offer only one that contains their key
+        subprotocol = next((name for name in self.subprotocols if name in offered), None) or next(keys, None)
+        try:
+            with service.slot(self.name, websocket.scope[KEY]) as slot:
+                await websocket.accept(subprotocol)
+                slot.model = service.model(websocket.query_params.get("model"))
+                await self.run(Connection(websocket, service, slot))
+            return (StoppingError.close_code, str(StoppingError())) if slot.is_drained else (1000, "")
+        except U2moeError as error:
+            service.incidents.fail(error)
+            if websocket.application_state == WebSocketState.CONNECTING:
+                await websocket.accept(subprotocol)  # web pages see the reason only on an accepted connection
+            if self.tell_error is not None:
+                async with asyncio.timeout(service.options.limits.send_s):
+                    await websocket.send_text(json.dumps(self.tell_error(error), ensure_ascii=False))
+            code = getattr(error, "close_code", RequestError.close_code)
+            return self.close_code if code == RequestError.close_code else code, str(error)
+        except _GONE:
+            raise
+        except Exception as error:  # noqa: BLE001 - a bug ends one connection, not the server
+            service.incidents.bug(f"a connection ({self.name})", error)
+            return RecognitionError.close_code, "internal server error"
 
 
 async def send_within(seconds: float, sending: Awaitable[None]) -> None:

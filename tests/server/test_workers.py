@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 
-from u2moe.runtime.server import workers as workers_module
+from u2moe.runtime.server import launch as workers_module
 from u2moe.runtime.server.metrics import Metrics, shared_rows
 from u2moe.runtime.server.server import have_others_room
 
@@ -105,7 +105,7 @@ def test_one_that_dies_is_replaced_and_all_stop_together(team, client_of, speech
 
 def test_one_that_stands_still_is_replaced(serving):
     """It is stopped while it has a stream, and gets no connections until it is killed."""
-    before = "from u2moe.runtime.server import workers; workers.SILENT_S = 4"
+    before = "from u2moe.runtime.server import launch; launch.SILENT_S = 4"
     with serving("--workers", "2", "--capacity", "2", before=before) as process:
         workers = workers_of(process)
         os.kill(workers[0], signal.SIGSTOP)

@@ -10,10 +10,9 @@ from typing import Any, Literal
 
 from u2moe.runtime.declarations import Checked, option, options_of
 from u2moe.runtime.options import DecodingOptions, EndpointConfig, EndpointRule
-from u2moe.runtime.server.connection import Connection, converse, parse_object, plain_number, read_samples
+from u2moe.runtime.server.connection import Connection, Protocol, converse, parse_object, plain_number, read_samples
 from u2moe.runtime.server.errors import RequestError, refusing
 from u2moe.runtime.server.models import REQUEST_OPTIONS
-from u2moe.runtime.server.protocol import Protocol
 from u2moe.runtime.server.served_stream import ServedStream
 
 Encoding = Literal["pcm_s16le", "pcm_f32le"]

@@ -19,10 +19,9 @@ import soundfile
 from u2moe.runtime.decoding.context import ContextGraph
 from u2moe.runtime.errors import AudioError
 from u2moe.runtime.options import EndpointConfig, EndpointRule
-from u2moe.runtime.server.connection import Connection, converse, int16_samples, parse_object, plain_number
+from u2moe.runtime.server.connection import Connection, Protocol, converse, int16_samples, parse_object, plain_number
 from u2moe.runtime.server.errors import RequestError, in_openai_form, refusing
 from u2moe.runtime.server.models import REQUEST_OPTIONS
-from u2moe.runtime.server.protocol import Protocol
 from u2moe.runtime.server.served_stream import ServedStream
 from u2moe.runtime.text.vocabulary import join_texts
 from u2moe.runtime.validation import checked_choice, checked_number, checked_object

@@ -23,12 +23,11 @@ from u2moe.runtime.errors import AudioError, U2moeError
 from u2moe.runtime.recognition import transcript_of
 from u2moe.runtime.result import Result, Transcript
 from u2moe.runtime.server.access import KEY
-from u2moe.runtime.server.connection import Patience, added_text, converse, read_object
+from u2moe.runtime.server.connection import Patience, Protocol, added_text, converse, read_object
 from u2moe.runtime.server.errors import RequestError, StorageError, error_response, in_openai_form, refusing
 from u2moe.runtime.server.files import FileTask
 from u2moe.runtime.server.models import REQUEST_OPTIONS, ServedModel
 from u2moe.runtime.server.options import Limits
-from u2moe.runtime.server.protocol import Protocol
 from u2moe.runtime.server.service import Service
 from u2moe.runtime.server.transport import LEAST_BYTES_PER_S, earn
 from u2moe.runtime.text.formats import FORMATS, format_transcript

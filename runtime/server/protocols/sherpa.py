@@ -11,9 +11,8 @@ import struct
 from typing import Any
 
 from u2moe.runtime.result import Result
-from u2moe.runtime.server.connection import Connection, converse, float32_samples
+from u2moe.runtime.server.connection import Connection, Protocol, converse, float32_samples
 from u2moe.runtime.server.errors import IdleError, RequestError
-from u2moe.runtime.server.protocol import Protocol
 from u2moe.runtime.server.served_stream import ServedStream
 from u2moe.runtime.text.vocabulary import Vocabulary, join_texts
 

@@ -3,9 +3,8 @@
 from typing import Any
 
 from u2moe.runtime.result import Result
-from u2moe.runtime.server.connection import Connection, int16_samples, parse_object
+from u2moe.runtime.server.connection import Connection, Protocol, int16_samples, parse_object
 from u2moe.runtime.server.errors import RequestError, refusing
-from u2moe.runtime.server.protocol import Protocol
 from u2moe.runtime.text.vocabulary import join_texts
 from u2moe.runtime.validation import checked_number, checked_object
 

@@ -8,9 +8,8 @@ from typing import Any
 
 from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.result import Alternative, Result
-from u2moe.runtime.server.connection import Connection, converse, int16_samples, parse_object
+from u2moe.runtime.server.connection import Connection, Protocol, converse, int16_samples, parse_object
 from u2moe.runtime.server.errors import RequestError, refusing
-from u2moe.runtime.server.protocol import Protocol
 from u2moe.runtime.server.served_stream import ServedStream
 from u2moe.runtime.validation import checked_flag, checked_integer
 

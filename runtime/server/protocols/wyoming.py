@@ -17,10 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from u2moe.runtime.errors import U2moeError
-from u2moe.runtime.server.connection import Patience, added_text, converse, patience_for_audio, read_object, send_within
+from u2moe.runtime.server.connection import Patience, Protocol, added_text, converse, read_object, send_within
 from u2moe.runtime.server.errors import ClientGoneError, RequestError, TooLargeError, refusing
 from u2moe.runtime.server.models import ServedModel
-from u2moe.runtime.server.protocol import Protocol
 from u2moe.runtime.server.served_stream import ServedStream
 from u2moe.runtime.server.service import Service, Slot
 from u2moe.runtime.text.vocabulary import join_texts
@@ -97,7 +96,7 @@ class _Client:
 
     async def _transcribe(self, slot: Slot, first: WyomingEvent) -> None:
         """Serve one request, from the first audio event to the transcript."""
-        self._patience = patience_for_audio(slot, self._limits.idle_s)
+        self._patience = Patience.for_audio(slot, self._limits.idle_s)
         audio = _format_of(first.data)
         slot.model = self._model
         # not built earlier: only clients with a slot may use processor time for hotwords
