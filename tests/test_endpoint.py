@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from u2moe.runtime.decoding.ctc import Hypothesis
-from u2moe.runtime.decoding.endpoint import Endpoint, Endpointer
+from u2moe.runtime.decoding.utterance import Endpoint, Endpointer
 from u2moe.runtime.options import EndpointConfig, EndpointRule
 
 FRAME_S = 0.04

@@ -19,9 +19,8 @@ from u2moe.benchmarks.studies.shared.script import recognition_parser, script
 from u2moe.runtime import EndpointConfig, EndpointRule, Fusion, Recognizer
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.corpus.lists import Recording, read_recordings
-from u2moe.runtime.decoding.endpoint import Endpointer
 from u2moe.runtime.decoding.native_search import new_search
-from u2moe.runtime.decoding.utterance import Frames, Utterance
+from u2moe.runtime.decoding.utterance import Endpointer, Frames, Utterance
 from u2moe.runtime.model.features import fbank
 
 RATE = 16_000

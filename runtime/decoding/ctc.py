@@ -43,7 +43,6 @@ def penalize_blank(log_probs: npt.NDArray[np.float32], penalty: float, blank: in
     """Return log-probabilities as they would be if the blank's logit were lower by `penalty`.
 
     Equals WeNet's `ctc_logprobs` with `blank_penalty` up to the rounding of log-probabilities, 6e-8 x exp(penalty).
-
     The array is [time, vocab]. The penalty is at least 0; 0 returns `log_probs` itself.
     """
     if penalty == 0:

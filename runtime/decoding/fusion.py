@@ -231,7 +231,7 @@ class Fusion:
         listed = self._listed[bisect_left(self._listed, begun) : bisect_left(self._listed, begun + _LAST)]
         found = None
         if low < high or listed:
-            alone = self.ngrams.best_alone(low, high) if low < high else 0.0
+            alone = float(self.ngrams.log_prob[1 + low : 1 + high].max()) if low < high else 0.0
             whole = bisect_right(self._spelled, begun, low, high)
             words = [*((word, 0.0) for word in range(low, whole)), *self._classes.get(begun, ())]
             found = _Beginning(low, high, alone, words, [share for entry in listed for share in self._classes[entry]])

@@ -38,6 +38,7 @@ SECOND_GRID: dict[str, tuple[float, ...]] = {"rescoring_weight": (0.0, 0.25, 0.5
 LONGEST_S = 60
 """Longest recording in seconds for `u2moe lm tune`: with full context, memory use grows with the square of the
 length."""
+LANGUAGE_MODEL_FILE = "language.lm"
 
 
 @dataclass(eq=False)
@@ -130,17 +131,12 @@ def tune(
 ) -> tuple[LanguageModelOptions | None, BundledOptions[Never], list[Trial]]:  # fmt: skip
     """Find the weights and decoding options with the fewest word errors, by coordinate descent in at most two rounds.
 
-    Args:
-        recordings: development recordings with transcripts.
-        start: the model and its initial weights; None: only decoding options, such as the blank penalty, are tuned.
-        decoding: initial options; None: the options with which the recordings were encoded.
-        second_pass: whether to count the errors of the second pass.
-        grid: values to try, by name of a weight or a decoding option that does not affect the encoder. None:
-            `FIRST_GRID` or `SECOND_GRID`.
-        on_trial: called with each trial.
+    `start` is the model and its initial weights; None: only decoding options, such as the blank penalty, are tuned.
+    `decoding` are initial options; None: those with which the recordings were encoded. `second_pass`: whether to count
+    the errors of the second pass. `grid` has values to try, by name of a weight or a decoding option that does not
+    affect the encoder; None: `FIRST_GRID` or `SECOND_GRID`. `on_trial` is called with each trial.
 
-    Returns:
-        The best language model options, the best decoding options, and all trials, the first without language model.
+    Returns the best language model options, the best decoding options, and all trials, the first without the model.
     """
     own, initial = options_of(BundledOptions), decoding or recordings.decoding
     grid = {name: values for name, values in (grid or (SECOND_GRID if second_pass else FIRST_GRID)).items()
@@ -173,21 +169,12 @@ def tune(
     return *chosen(best), [first, *trials.values()]
 
 
-LANGUAGE_MODEL_FILE = "language.lm"
-
-
 def attach(folder: str | os.PathLike[str], model: LanguageModelOptions | None, **defaults: Any) -> Bundle:
-    """Replace the language model of a bundle, in place. The graphs do not change.
+    """Replace the language model of a bundle, in place; None: remove it. The graphs do not change.
 
-    Args:
-        folder: the bundle.
-        model: the language model and its weights; None: remove the language model.
-        defaults: new defaults of `DecodingOptions`, by the field names of `BundledOptions`. Other defaults are kept.
-
-    Raises:
-        BundleError: the folder is not a bundle, or contains other files, which would be lost.
-        LanguageModelError: the model does not fit the vocabulary.
-        ValueError: the model has classes, or a default is out of range.
+    `defaults` are new defaults of `DecodingOptions`, by the field names of `BundledOptions`. Other defaults are kept.
+    Raises BundleError if the folder is not a bundle, or contains other files, which would be lost; LanguageModelError
+    if the model does not fit the vocabulary; ValueError if the model has classes, or a default is out of range.
     """
     bundle = Bundle.open(folder)
     kept, before = dict(bundle.manifest.files), bundle.manifest.decoding

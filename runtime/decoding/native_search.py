@@ -70,6 +70,9 @@ def _library(file: Path) -> ctypes.CDLL | None:
     return library
 
 
+_handles: weakref.WeakKeyDictionary[ContextGraph | Fusion | PhraseGraph, _Handle] = weakref.WeakKeyDictionary()
+
+
 class NativeSearch:
     """`PrefixBeamSearch` in the native library. Other Python threads run while it searches."""
 
@@ -154,9 +157,6 @@ def _parsed(values: list[float]) -> list[Hypothesis]:
             probabilities=probabilities, language_score=language_score,
         ))  # fmt: skip
     return found
-
-
-_handles: weakref.WeakKeyDictionary[ContextGraph | Fusion | PhraseGraph, _Handle] = weakref.WeakKeyDictionary()
 
 
 def _handle_of(library: ctypes.CDLL, given: ContextGraph | Fusion | PhraseGraph) -> _Handle:

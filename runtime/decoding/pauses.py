@@ -38,10 +38,7 @@ def loudness(features: npt.NDArray[np.float32], config: FeatureConfig) -> npt.ND
 
 
 def find_pauses(levels: npt.NDArray[np.float32], frame_s: float) -> list[Span]:
-    """Return the quiet stretches of an utterance with loudness [frames], in seconds from its first frame.
-
-    Frames are `frame_s` seconds apart.
-    """
+    """Return the quiet stretches of an utterance, in seconds, given loudness [frames] every `frame_s` seconds."""
     if not len(levels):
         return []
     loud = float(np.percentile(levels, 99))

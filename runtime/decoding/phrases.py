@@ -1,10 +1,7 @@
 """An automaton over characters that restricts a search to the phrases of a grammar.
 
-As with hotwords, a token advances the automaton by the characters of its symbol. A phrase is therefore allowed in any
-tokenization. This matters, since a bundle does not state how its training text was tokenized, and a model may tokenize
-a word in several ways.
-
-Deterministic states are built when a search reaches them. Phrases that begin alike share states.
+As with hotwords (`context`), a token advances the automaton by the characters of its symbol, so a phrase is allowed in
+any tokenization. Deterministic states are built when a search reaches them. Phrases that begin alike share states.
 """
 
 from __future__ import annotations

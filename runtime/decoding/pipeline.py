@@ -89,7 +89,9 @@ class Pipeline:
                 if not chunks:
                     break
                 for batch in _batches(chunks):
-                    self._search(batch)
+                    for (stream, _), (frames, row) in _apart(self._frames, batch):
+                        with stream.failing(), self._observer.searching():
+                            stream.advance(frames, row)
         failure = next((stream.failure for stream in streams if stream.failure is not None), None)
         if failure is not None:
             raise failure
@@ -132,12 +134,6 @@ class Pipeline:
             self._observer.concluded(Concluded(own.start, own.num_frames, stream.window_start, window_len, result))
             with stream.failing():
                 stream.conclude(result)
-
-    def _search(self, chunks: Sequence[Chunk]) -> None:
-        """Run a chunk of each stream through the encoder, the CTC head and the first pass."""
-        for (stream, _), (frames, row) in _apart(self._frames, chunks):
-            with stream.failing(), self._observer.searching():
-                stream.advance(frames, row)
 
     def _frames(self, chunks: Sequence[Chunk]) -> list[tuple[Frames, CacheRow]]:
         """Run the encoder and the CTC head, each once; return the encoder frames and next caches of each stream."""

@@ -14,13 +14,12 @@ from u2moe.runtime.bundle.manifest import MANIFEST_FILE
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.decoding.context import ContextGraph, Hotwords, parse_hotwords
 from u2moe.runtime.decoding.ctc import GreedySearch
-from u2moe.runtime.decoding.endpoint import Endpointer, PauseRule
 from u2moe.runtime.decoding.feature_extractor import FeatureExtractor
 from u2moe.runtime.decoding.fusion import Fusion
 from u2moe.runtime.decoding.native_search import new_search
 from u2moe.runtime.decoding.pauses import find_pauses
 from u2moe.runtime.decoding.phrases import PhraseGraph
-from u2moe.runtime.decoding.utterance import Frames, Search, Utterance
+from u2moe.runtime.decoding.utterance import Endpointer, Frames, PauseRule, Search, Utterance
 from u2moe.runtime.errors import BundleError, StreamError
 from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.model.encoder import CacheRow, split_rows

@@ -105,7 +105,7 @@ class VoiceActivityDetector:
             for name, node in inputs.items()
             if name not in ("input", "sr")
         }
-        self._has_rate = "sr" in inputs
+        self._rate = {"sr": np.array(_RATE, np.int64)} if "sr" in inputs else {}
         try:
             self._run(np.zeros((1, _CONTEXT + _WINDOW), np.float32), self._start)
         except ProviderError as error:
@@ -166,12 +166,9 @@ class VoiceActivityDetector:
     def _run(
         self, rows: npt.NDArray[np.float32], states: dict[str, npt.NDArray[np.float32]]
     ) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[np.float32]]]:
-        feeds = {"input": rows, **states}
-        if self._has_rate:
-            feeds["sr"] = np.array(_RATE, np.int64)
         try:
             with NATIVE_CALLS:
-                probabilities, *following = self._session.run(self._outputs, feeds)
+                probabilities, *following = self._session.run(self._outputs, {"input": rows, **states, **self._rate})
         except ONNXRUNTIME_ERRORS as error:
             raise ProviderError(f"the voice activity detector failed: {error}") from error
         return probabilities.reshape(-1), dict(zip(states, following, strict=True))

@@ -24,6 +24,11 @@ from u2moe.runtime.language.ngrams import MOST_LOG, MOST_ORDER, MOST_WORDS, Ngra
 from u2moe.runtime.text.lines import read_lines
 from u2moe.runtime.whole_file import replacing
 
+MAGIC = b"u2moe-lm\x01"
+BITS = (8, 16)
+"""Allowed numbers of bits per table index of a probability or backoff."""
+DIGEST_SIZE = 32
+_LENGTH_SIZE = 4
 _ZERO = -99.0  # the logarithm of 0 in ARPA files
 
 
@@ -131,13 +136,6 @@ class _Reader:
 
     def _error(self, message: str) -> LanguageModelError:
         return LanguageModelError(f"{self._path}: line {self._number}: {message}")
-
-
-MAGIC = b"u2moe-lm\x01"
-BITS = (8, 16)
-"""Allowed numbers of bits per table index of a probability or backoff."""
-DIGEST_SIZE = 32
-_LENGTH_SIZE = 4
 
 
 def write_compact(ngrams: Ngrams, path: Path, *, bits: int = 16) -> None:

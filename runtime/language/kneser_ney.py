@@ -29,7 +29,11 @@ MARKERS = (UNKNOWN[0], BEGIN, END)
 """Special words, with ids 0, 1 and 2."""
 _BEGIN, _END = 1, 2
 _BLOCK = 1 << 20  # number of words that are counted at a time
+MOST_ORDER = 5
+_FALLBACK = (0.0, 0.5, 1.0, 1.5)
+_NEVER = -99.0
 
+Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.uint32]
 Counts = npt.NDArray[np.int64]
 
@@ -97,13 +101,6 @@ def merge_equal(rows: Rows, counts: Counts) -> tuple[Rows, Counts]:
     rows, counts = rows[order], counts[order]
     starts = np.flatnonzero(np.concatenate([[True], (rows[1:] != rows[:-1]).any(axis=1)]))
     return rows[starts], np.add.reduceat(counts, starts)
-
-
-MOST_ORDER = 5
-_FALLBACK = (0.0, 0.5, 1.0, 1.5)
-_NEVER = -99.0
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -134,30 +134,26 @@ class LanguageModelOptions(FusionWeights):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "classes", _checked_classes(self.classes, self.model))
+        classes: Any = self.classes
+        if not isinstance(classes, Mapping):
+            raise wrong("classes", "a mapping from words of the model to lists of words", classes)
+        checked: dict[str, tuple[str, ...]] = {}  # the distinct words of each class, in the given order
+        for name, phrases in classes.items():
+            if name not in self.model.ngrams.words:
+                raise ValueError(f"classes: the language model has no word {name!r}")
+            if isinstance(phrases, str | bytes) or not isinstance(phrases, Iterable):
+                raise ValueError(f"classes: {name!r} needs a list of words, got {phrases!r}")  # noqa: TRY004
+            listed = list(phrases)
+            if not all(isinstance(phrase, str) for phrase in listed):
+                raise ValueError(f"classes: {name!r} has an entry that is not text")
+            words = tuple(dict.fromkeys(word for phrase in listed for word in phrase.split()))
+            if not words:
+                raise ValueError(f"classes: {name!r} is empty")
+            checked[name] = words
+        object.__setattr__(self, "classes", checked)
 
     @property
     def digest(self) -> dict[str, Any]:
         """Everything that affects results, as JSON."""
         classes = {name: list(words) for name, words in self.classes.items()}
         return {"model": self.model.fingerprint, **self.weights, "classes": classes}
-
-
-def _checked_classes(classes: Any, model: LanguageModel) -> dict[str, tuple[str, ...]]:
-    """Check `classes`, and return the distinct words of each class in the given order."""
-    if not isinstance(classes, Mapping):
-        raise wrong("classes", "a mapping from words of the model to lists of words", classes)
-    checked = {}
-    for name, phrases in classes.items():
-        if name not in model.ngrams.words:
-            raise ValueError(f"classes: the language model has no word {name!r}")
-        if isinstance(phrases, str | bytes) or not isinstance(phrases, Iterable):
-            raise ValueError(f"classes: {name!r} needs a list of words, got {phrases!r}")  # noqa: TRY004
-        listed = list(phrases)
-        if not all(isinstance(phrase, str) for phrase in listed):
-            raise ValueError(f"classes: {name!r} has an entry that is not text")
-        words = tuple(dict.fromkeys(word for phrase in listed for word in phrase.split()))
-        if not words:
-            raise ValueError(f"classes: {name!r} is empty")
-        checked[name] = words
-    return checked

@@ -34,18 +34,12 @@ Order = tuple[npt.NDArray[np.uint32], npt.NDArray[np.float32], npt.NDArray[np.fl
 class Ngrams:
     """An n-gram model. Immutable and thread-safe. A history (state) is the index of a node.
 
-    `num_children` is the number of children of each node. The root's `word` is ignored. `source` is for errors: raises
-    LanguageModelError if the arrays are not a trie, or if a number is not a log-probability.
-
-    Attributes:
-        words: words by id.
-        order: length of the longest n-grams; `num_ngrams`: number of n-grams of each order.
-        word: word id of each node [nodes].
-        log_prob: log10 of the probability of each node's word given the rest of its n-gram [nodes].
-        backoff: log10 of each node's backoff weight [nodes].
-        first_child: index of each node's first child [nodes + 1].
-        begin: history at the beginning of a sentence.
-        end, unknown: ids of </s> and <unk>; None: the model lacks it.
+    `words` are listed by id. By node, all [nodes]: `num_children`, `word` (its id; the root's is ignored), `log_prob`
+    (log10 of the word's probability given the rest of its n-gram), and `backoff` (log10 of the weight). `first_child`
+    is the index of each node's first child [nodes + 1]. `order` is the length of the longest n-grams, and `num_ngrams`
+    the number of n-grams of each order. `begin` is the history at the beginning of a sentence. `end` and `unknown` are
+    the ids of </s> and <unk>; None: the model lacks it. `source` is for errors: raises LanguageModelError if the arrays
+    are not a trie, or if a number is not a log-probability.
     """
 
     def __init__(
@@ -136,14 +130,10 @@ class Ngrams:
             child = 1 + word
         return min(penalty + self._log_probs[child], 0.0), self._state(child)
 
-    def best_alone(self, low: int, high: int) -> float:
-        """Return the largest unigram log10 probability of the words with `low` <= id < `high`. Needs `low` < `high`."""
-        return float(self.log_prob[1 + low : 1 + high].max())
-
     def best(self, history: int, low: int, high: int, alone: float) -> float:
         """Return an upper bound on the log10 probability, given a history, of any word with `low` <= id < `high`.
 
-        `alone` is the result of `best_alone` for the same words.
+        `alone` is the largest unigram log10 probability of these words.
         """
         first, words = self._first, self._words
         penalty, best = 0.0, -math.inf

@@ -23,9 +23,7 @@ def read_lines(
     """
     try:
         with opened or open(file, "rb") as stream, contextlib.closing(decompressed(stream)) as content:  # noqa: PTH123
-            number = 0
-            while line := content.readline(_LONGEST_LINE):
-                number += 1
+            for number, line in enumerate(iter(lambda: content.readline(_LONGEST_LINE), b""), start=1):
                 if len(line) == _LONGEST_LINE:
                     raise error(f"{file}: line {number} is longer than {_LONGEST_LINE} bytes")
                 text = line.decode("utf-8", errors).rstrip("\r\n")

@@ -35,13 +35,13 @@ from u2moe.runtime.bundle.manifest import FeatureConfig
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.decoding.alignment import find_cut
 from u2moe.runtime.decoding.ctc import GreedySearch, Hypothesis, PrefixBeamSearch
-from u2moe.runtime.decoding.endpoint import Endpointer
 from u2moe.runtime.decoding.fusion import Fusion
 from u2moe.runtime.decoding.language_model_weights import attach
 from u2moe.runtime.decoding.pauses import end_at_pauses, find_pauses, first_pause
 from u2moe.runtime.decoding.phrases import PhraseGraph
 from u2moe.runtime.decoding.pipeline import Observer
 from u2moe.runtime.decoding.rescoring import attention_rescoring
+from u2moe.runtime.decoding.utterance import Endpointer
 from u2moe.runtime.language.model import LanguageModel
 from u2moe.runtime.model.encoder import Encoder
 from u2moe.runtime.model.features import fbank

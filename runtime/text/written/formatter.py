@@ -15,6 +15,22 @@ from u2moe.runtime.text.written.english import MONTHS, VERBS, Written, num_settl
 from u2moe.runtime.validation import checked_options, wrong
 
 LANGUAGES = ("en", "zh", "ja")
+COMMON = (
+    "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday",
+    *(month.capitalize() for month in MONTHS if month not in VERBS),  # in a date, the day shows what those mean
+    "I", "I'm", "I've", "I'll", "I'd", "Christmas", "Easter", "English", "American", "British", "French", "German",
+    "Spanish", "Chinese", "Japanese", "America", "Europe", "Africa", "Asia", "England", "Britain", "France", "Germany",
+    "Spain", "China", "Japan", "India", "London", "Paris", "New York", "United States", "Internet", "OK", "TV", "PC",
+    "Mr", "Mrs", "Ms", "Dr",
+)  # fmt: skip
+"""Words that always have capitals."""
+_AS_SPOKEN = {
+    "zh": ("十分", "十有八九", "一千零一夜", "十一长假", "三百六十行"),
+    "ja": ("十分", "八百屋", "七五三", "百人一首", "千葉", "百合"),
+}
+"""Words and names in which the grammars mistake numerals for numbers. 十分 ("very") also means ten minutes; as part
+of a time it is converted."""
+_QUARTER = re.compile("点[一三]刻")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,17 +178,6 @@ def _is_english(words: Sequence[str]) -> bool:
     return not any(stands_alone(character) for word in words for character in word)
 
 
-COMMON = (
-    "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday",
-    *(month.capitalize() for month in MONTHS if month not in VERBS),  # in a date, the day shows what those mean
-    "I", "I'm", "I've", "I'll", "I'd", "Christmas", "Easter", "English", "American", "British", "French", "German",
-    "Spanish", "Chinese", "Japanese", "America", "Europe", "Africa", "Asia", "England", "Britain", "France", "Germany",
-    "Spain", "China", "Japan", "India", "London", "Paris", "New York", "United States", "Internet", "OK", "TV", "PC",
-    "Mr", "Mrs", "Ms", "Dr",
-)  # fmt: skip
-"""Words that always have capitals."""
-
-
 class Casing:
     """Capitalizes words as in a sentence, and `phrases` as they are listed: "Kowalski", "McDonald", "New York"."""
 
@@ -207,15 +212,6 @@ class Casing:
             if any([each.lower() for each in phrase[: len(words) - place]] == small[place:] for phrase in longer):
                 return place
         return len(words)
-
-
-_AS_SPOKEN = {
-    "zh": ("十分", "十有八九", "一千零一夜", "十一长假", "三百六十行"),
-    "ja": ("十分", "八百屋", "七五三", "百人一首", "千葉", "百合"),
-}
-"""Words and names in which the grammars mistake numerals for numbers. 十分 ("very") also means ten minutes; as part
-of a time it is converted."""
-_QUARTER = re.compile("点[一三]刻")
 
 
 class Grammars:
