@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from u2moe.export.architecture import EncoderArchitecture, FeedForward, encoder_architecture, read_kernel
 from u2moe.export.attention import MultiHeadAttention
 from u2moe.export.convolution import Surroundings, TimeDepthwise
-from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE, Block, BlockCaches, Context
+from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE, BlockCaches, Context, EncoderBlock
 from u2moe.export.encoders.nodes import EncoderNodes, next_history
 from u2moe.export.layers import Residual, half, linear, normalization, parameter
 from u2moe.export.moe import activation, feed_forward
@@ -121,7 +121,7 @@ def gating(g: GraphBuilder, x: ir.Value, module: ConvolutionalGatingMLP, around:
         return linear(g, y, module.channel_proj2, "channel_proj2")
 
 
-class TwoBranchBlock(Block):
+class TwoBranchBlock(EncoderBlock):
     """The common base of blocks that run attention in parallel with a gating MLP."""
 
     def __init__(self, config: EncoderArchitecture, gates: Gating) -> None:
@@ -215,7 +215,7 @@ class BranchformerBlock(TwoBranchBlock):
 
     @staticmethod
     def convolutions(config: EncoderArchitecture) -> list[tuple[str, int, int]]:
-        """See `Block`."""
+        """See `EncoderBlock`."""
         gates = cast("Branches", config.own).gating
         return [(CNN_CACHE, gates.channels, gates.kernel)] if gates.causal else []
 
@@ -312,7 +312,7 @@ class EBranchformerBlock(TwoBranchBlock):
 
     @staticmethod
     def convolutions(config: EncoderArchitecture) -> list[tuple[str, int, int]]:
-        """See `Block`."""
+        """See `EncoderBlock`."""
         own = cast("Merged", config.own)
         caches = [(CNN_CACHE, own.gating.channels, own.gating.kernel), (MERGE_CACHE, 2 * config.dim, own.merge_kernel)]
         return caches if own.gating.causal else []

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from u2moe.export.architecture import EncoderArchitecture, encoder_architecture
 from u2moe.export.attention import MultiHeadAttention, added, norm
 from u2moe.export.convolution import ConvolutionModule, convolution, initial_cache
-from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE, Block, BlockCaches, Context
+from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE, BlockCaches, Context, EncoderBlock
 from u2moe.export.encoders.nodes import EncoderNodes
 from u2moe.export.layers import Residual
 from u2moe.export.moe import feed_forward
@@ -31,7 +31,7 @@ def read_transformer(top: Section) -> EncoderArchitecture:
     return encoder_architecture(conf, top, activation="relu", positions="abs_pos", attentions=attentions)
 
 
-class ConformerBlock(Block):
+class ConformerBlock(EncoderBlock):
     """Residual layers: feed-forward (macaron, optional), attention, convolution (optional), and feed-forward."""
 
     NORMS: ClassVar[tuple[str, str]] = ("norm_mha", "norm_ff")

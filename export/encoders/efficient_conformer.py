@@ -159,7 +159,7 @@ class EfficientBlock(ConformerBlock):
 
     @classmethod
     def caches(cls, config: EncoderArchitecture) -> tuple[Cache, ...]:
-        """See `Block`."""
+        """See `EncoderBlock`."""
         own, found = cast("Strided", config.own), []
         for step, blocks in own.rates().items():
             attention, history = (cache_name(each, step) for each in CACHES)

@@ -7,7 +7,7 @@ from u2moe.export.architecture import EncoderArchitecture
 from u2moe.export.encoders import branchformer as branch
 from u2moe.export.encoders import conformer, squeezeformer
 from u2moe.export.encoders import efficient_conformer as efficient
-from u2moe.export.encoders.network import Block, SpeechEncoder
+from u2moe.export.encoders.network import EncoderBlock, SpeechEncoder
 from u2moe.export.encoders.nodes import EncoderNodes
 from u2moe.export.encoders.squeezeformer_nodes import SqueezeformerNodes
 from u2moe.export.text_files import Section
@@ -18,7 +18,7 @@ class Kind:
     """A kind of encoder: its reader for train.yaml, its blocks, the builder of its graph layers, and its network."""
 
     read: Callable[[Section], EncoderArchitecture]
-    block: type[Block]
+    block: type[EncoderBlock]
     nodes: type[EncoderNodes]
     network: type[SpeechEncoder] = SpeechEncoder
 

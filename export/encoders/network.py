@@ -65,7 +65,7 @@ def chunk_mask(time: int, chunk_size: int, num_left_chunks: int) -> Tensor:
     return visible if num_left_chunks < 0 else visible & (distance <= num_left_chunks)
 
 
-class Block(nn.Module):
+class EncoderBlock(nn.Module):
     """Base of the blocks, which are constructed from a configuration and the index of the block.
 
     A block is called with [batch, time, dim], the `Context` and its caches, which are empty at the start. It returns
@@ -102,7 +102,7 @@ class SpeechEncoder(nn.Module):
     SUBSAMPLING: ClassVar[type[Subsampling] | None] = None
     """Class of the layers before the blocks; None: as in the configuration."""
 
-    def __init__(self, config: EncoderArchitecture, block: type[Block]) -> None:
+    def __init__(self, config: EncoderArchitecture, block: type[EncoderBlock]) -> None:
         super().__init__()
         self.config, self.block = config, block
         self.global_cmvn = GlobalCMVN(config.input_size) if config.normalized_input else None
@@ -118,7 +118,7 @@ class SpeechEncoder(nn.Module):
         for block, own in zip(self.encoders, caches, strict=True):
             x, cache = block(x, context, own)
             following.append(cache)
-            context = context.strided(cast("Block", block).stride)
+            context = context.strided(cast("EncoderBlock", block).stride)
         return self.after_norm(x) if self.config.pre_norm and self.config.final_norm else x, following
 
     def _embed(self, features: Tensor, lengths: Tensor) -> Tensor:

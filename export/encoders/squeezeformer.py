@@ -25,7 +25,7 @@ from u2moe.export.architecture import (
 )
 from u2moe.export.attention import MultiHeadAttention, added, attended
 from u2moe.export.convolution import ConvolutionModule
-from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE, Block, BlockCaches, Context, SpeechEncoder
+from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE, BlockCaches, Context, EncoderBlock, SpeechEncoder
 from u2moe.export.layers import parameter, transposed, vector, weight_and_bias
 from u2moe.export.moe import DenseFeedForward
 from u2moe.export.subsampling import Convolutions
@@ -195,7 +195,7 @@ class SqueezeConvolution(Scaling, ConvolutionModule):
     """A convolution module on a scaled input."""
 
 
-class SqueezeformerBlock(Block):
+class SqueezeformerBlock(EncoderBlock):
     """Residual layers: attention, feed-forward, convolution, and feed-forward."""
 
     def __init__(self, config: EncoderArchitecture, index: int) -> None:
@@ -229,7 +229,7 @@ class SqueezeformerBlock(Block):
 
     @classmethod
     def caches(cls, config: EncoderArchitecture) -> tuple[Cache, ...]:
-        """See `Block`."""
+        """See `EncoderBlock`."""
         own = cast("Squeezed", config.own)
         num_half = own.recover - own.reduce
         _, *histories = super().caches(config)
@@ -262,7 +262,7 @@ class SqueezeformerEncoder(SpeechEncoder):
 
     SUBSAMPLING = SqueezeSubsampling
 
-    def __init__(self, config: EncoderArchitecture, block: type[Block]) -> None:
+    def __init__(self, config: EncoderArchitecture, block: type[EncoderBlock]) -> None:
         super().__init__(config, block)
         del self.after_norm
         self.own = cast("Squeezed", config.own)

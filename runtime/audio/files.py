@@ -113,7 +113,7 @@ def _open(name: str, source: Path | BinaryIO, track: int | None, stack: contextl
 
 
 def _is_chain(stream: BinaryIO) -> bool:
-    """Return whether an Ogg or MP3 file is a concatenation of files, of which libsndfile reads only the first."""
+    """Return whether an Ogg or MP3 file is a concatenation of files. libsndfile would read only the first."""
     stream.seek(0)
     head = stream.read(_LONGEST_HEADER)
     if head.startswith(b"OggS"):

@@ -127,7 +127,7 @@ class ModelConfig(Checked):
     blank: int = option("integer", MISSING, least=0)
     sos: int = option("integer", MISSING, least=0)
     eos: int = option("integer", MISSING, least=0)
-    caches: tuple[contract.Cache, ...] = ()  # Those that a stream keeps from chunk to chunk; none without streaming
+    caches: tuple[contract.Cache, ...] = ()  # A stream keeps them from chunk to chunk; none without streaming
     chunk_multiple: int = option("integer", 1, least=1)  # Chunk sizes must be multiples: some layers have a lower rate
     frame_reduction: int = option("integer", 1, least=1)  # Frames after the subsampling per encoder frame
     max_position: int = option("integer", 5000, least=1)

@@ -126,7 +126,7 @@ def attention(heads: Heads, use: PositionUse = "") -> ir.Function:
     """Build the function that computes attention without a cache: `context` [batch, time, heads * size].
 
     Inputs: `query` [batch, time, heads * size]; `key_value` [batch, keys, kv_heads * 2 * size]; `bias` [batch, heads,
-    time, keys], of which each of the first three axes may be 1; and the inputs named in `POSITION_INPUTS[use]`.
+    time, keys], whose first three axes may be 1; and the inputs named in `POSITION_INPUTS[use]`.
     """
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:

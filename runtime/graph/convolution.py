@@ -78,7 +78,7 @@ class DepthwiseConvolution:
 class TimeConvolution(DepthwiseConvolution):
     """A gated linear unit, a depthwise convolution over time, and optionally a normalisation and an activation.
 
-    The weights are those of `DepthwiseConvolution`, of which the bias is optional, and `norm_weight` and `norm_bias`
+    The weights are those of `DepthwiseConvolution`, with or without a bias, and `norm_weight` and `norm_bias`
     [channels] if a layer normalisation follows.
     """
 

@@ -191,7 +191,7 @@ class SubsamplingLayer:
 
 
 class Prefixes(NamedTuple):
-    """Unique prefixes of the hypotheses [batch, nbest, length], ordered by utterance, of which one has `most` prefixes.
+    """Unique prefixes of the hypotheses [batch, nbest, length], ordered by utterance. `most` is the maximum of one.
 
     Padding of `of_tokens` and `of_utterances` may have any value.
     """

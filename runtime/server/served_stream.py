@@ -107,7 +107,7 @@ class ServedStream:
         """Append samples [n] of one channel, float32 in [-1, 1] or int16. Wait while the queue is full.
 
         Audio is dropped if the input is finished, or if the stream is over because the server is stopping. Raises
-        AudioError for invalid samples, none of which are appended, TooLargeError, or the error that ended the stream.
+        AudioError for invalid samples, which are not appended, TooLargeError, or the error that ended the stream.
         """
         accepted, rate = as_samples(samples), self.sample_rate
         if self.duration + len(accepted) / rate > self._limits.duration_s:
