@@ -44,10 +44,7 @@ class Commitment:
         return min((beam.earliest_peak(self.last.depth) for beam in live), default=math.inf)
 
     def num_settled(self, tokens: Sequence[int], word_starts: bytes) -> float:
-        """Return how many of `tokens`, which follow the committed tokens in the best hypothesis, can be committed.
-
-        The number ends in .5 if a word is sure to begin after these tokens.
-        """
+        """Return how many of `tokens`, after the committed ones, are settled; 0.5 more if a word surely begins next."""
         live = sorted(self._shared(tokens, word_starts), key=itemgetter(0))
         beams = {beam.prefix: beam for beam in self._search.beams}
         least_depth = min(prefix.depth for prefix in beams)

@@ -247,10 +247,7 @@ class PrefixBeamSearch:
 def most_probable(
     log_probs: npt.NDArray[np.float32], num: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Return the most probable tokens of each frame and their scores, both [time, min(num, vocab)].
-
-    The best token comes first. Of tokens with equal scores, the lower id comes first.
-    """
+    """Return the best tokens of each frame and their scores, both [time, min(num, vocab)]; lower ids first if equal."""
     num_frames, vocab = log_probs.shape
     num = min(num, vocab)
     width = max(vocab // (_NUM_BLOCKS * num), 1)

@@ -43,10 +43,7 @@ LANGUAGE_MODEL_FILE = "language.lm"
 
 @dataclass(eq=False)
 class EncodedRecording:
-    """A recording that is encoded but not yet searched: its reference text, and encoder output [time, dim].
-
-    `scores` caches the decoder scores of first-pass hypotheses, given their tokens.
-    """
+    """A recording to search: reference text, encoder output [time, dim], and decoder scores by first-pass tokens."""
 
     transcript: str
     encoder_out: npt.NDArray[np.float32]
@@ -54,10 +51,7 @@ class EncodedRecording:
 
 
 class EncodedRecordings:
-    """Recordings encoded with full context, for many searches: about a megabyte in memory per minute of audio.
-
-    Without `decoding`, the bundle's defaults apply.
-    """
+    """Recordings encoded with full context: a megabyte per minute. `decoding` defaults to the options of the bundle."""
 
     def __init__(self, bundle: Bundle, model: Model, decoding: BundledOptions[Never] | None = None) -> None:
         self.recordings: list[EncodedRecording] = []

@@ -11,8 +11,7 @@ import numpy.typing as npt
 from u2moe.runtime.bundle.manifest import FeatureConfig
 from u2moe.runtime.text.vocabulary import Word
 
-_LONGEST_TOKEN_S = 1.0
-"""Longest span of a token in seconds. A span extends at most half of this on either side of the peak."""
+_LONGEST_TOKEN_S = 1.0  # longest span of a token in seconds, at most half of it on either side of the peak
 _MIN_PAUSE_S = 0.08  # shortest pause in seconds. Shorter silences are stop consonants within words
 _POWER = 0.25
 _QUIETEST = 12.0  # the floor of the loudness is at most this far below the loud parts, in nats of energy (52 dB)

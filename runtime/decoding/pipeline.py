@@ -185,10 +185,7 @@ def _working(streams: Sequence[StreamState]) -> list[StreamState]:
 
 
 def _apart(compute: Callable[[Sequence[T]], list[R]], items: Sequence[T]) -> Iterator[tuple[T, R]]:
-    """Compute the results of all items in one call, and yield each item with its result.
-
-    If the call fails, bisect to find the faulty items. Their streams get a `failure`, and they are left out.
-    """
+    """Yield each item with its result, from one call. If it fails, bisect: streams of faulty items get a `failure`."""
     try:
         results = compute(items)
     except Exception as error:  # noqa: BLE001 - any error may concern only some items
@@ -300,10 +297,7 @@ def _words(
 def _as_found(
     rescored: Rescored, found: Sequence[Hypothesis], heard: Sequence[tuple[Hypothesis, list[int]]]
 ) -> Rescored:
-    """Return a second-pass result with the original hypothesis instead of the one from `Utterance.heard`.
-
-    A `rest` token gets the lowest probability of the tokens that replaced it.
-    """
+    """Restore a hypothesis from before `heard`: a `rest` token gets the lowest probability of its replacements."""
     place = next(place for place, (each, _) in enumerate(heard) if each is rescored.hypothesis)
     probabilities = rescored.token_probabilities
     least = np.minimum.reduceat(probabilities, heard[place][1]).tolist() if probabilities else []

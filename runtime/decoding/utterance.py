@@ -300,10 +300,7 @@ class Utterance:
     def result(
         self, vocabulary: Vocabulary, frame_s: float, clock: Callable[[float], float], calibration: Calibration | None
     ) -> Result:
-        """Return the partial result or, once the utterance is concluded, the final one.
-
-        `frame_s` is seconds per encoder frame. `clock` converts seconds to times of results; see `StreamState.clock`.
-        """
+        """Return the partial or final result. `frame_s`: seconds per frame; `clock`: see `StreamState.clock`."""
         if self._result is None:
             best = self.search.best()
             settled = self.search.next_peak() if self.commits else 0

@@ -139,10 +139,7 @@ class _Reader:
 
 
 def write_compact(ngrams: Ngrams, path: Path, *, bits: int = 16) -> None:
-    """Write an n-gram model as a compact file that stores each probability and each backoff in `bits` bits.
-
-    Raises ValueError if `bits` is neither 8 nor 16, and OSError if the file cannot be written.
-    """
+    """Write a compact file, with `bits` (8 or 16, else ValueError) per probability and backoff. Raises OSError."""
     if bits not in BITS:
         raise ValueError(f"bits must be 8 or 16, got {bits!r}")
     columns = [

@@ -53,10 +53,7 @@ class NgramCounts:
 
 
 def count_ngrams(sentences: Iterable[Sequence[str]], order: int, *, min_word_count: int = 1) -> NgramCounts:
-    """Count the n-grams of length `order` in sentences, each a sequence of words; <s> and </s> are ignored.
-
-    Words that occur less than `min_word_count` times become <unk>.
-    """
+    """Count n-grams of `order` words in sentences, without <s> and </s>; words below `min_word_count` become <unk>."""
     ids = {word: number for number, word in enumerate(MARKERS)}
     block, num_sentences = array("I"), 0
     parts: list[tuple[Rows, Counts]] = []

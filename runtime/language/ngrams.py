@@ -213,10 +213,7 @@ class Ngrams:
 def find_nodes(
     keys: npt.NDArray[np.uint64], parents: npt.NDArray[np.int64], words: npt.NDArray[np.uint32], num_words: int
 ) -> npt.NDArray[np.int64]:
-    """Return the child of each parent for the word at the same index; -1: none.
-
-    `keys` contains parent * `num_words` + word for every child, in ascending order.
-    """
+    """Return the child of each parent for its word, or -1. `keys` are parent * `num_words` + word, ascending."""
     wanted = parents.astype(np.uint64) * np.uint64(num_words) + words
     places = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
     if not len(keys):

@@ -8,8 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, cast
 
-_LONGEST_LINE = 1 << 24
-"""Maximum length of a line in bytes. This limit prevents reading a whole binary file as one line."""
+_LONGEST_LINE = 1 << 24  # bytes. This limit prevents reading a whole binary file as one line
 
 
 def read_lines(

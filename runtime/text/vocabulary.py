@@ -190,10 +190,7 @@ def is_syllabic(symbol: str) -> bool:
 
 
 class Spelling:
-    """Spells words with the symbols of a vocabulary: the reverse of `Vocabulary.text`.
-
-    Messages of its ValueErrors begin with the argument `what`.
-    """
+    """Spells words with a vocabulary's symbols: the reverse of `Vocabulary.text`. Its ValueErrors begin with `what`."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         symbols = enumerate(vocabulary.symbols)
@@ -215,10 +212,7 @@ class Spelling:
     def phrase(
         self, phrase: str, what: str, is_word: Callable[[str], bool] = stands_alone
     ) -> tuple[tuple[str, ...], int]:
-        """Return a phrase's words in the vocabulary's letter case, and their number of tokens if it is the smallest.
-
-        Characters that are words (`is_word`) are separate.
-        """
+        """Return a phrase's words in the vocabulary's letter case, and their fewest tokens; see `with_boundaries`."""
         parts = with_boundaries(phrase, is_word).replace(WORD_BOUNDARY, " ").split()
         words, num_tokens = tuple(self.word(part, what) for part in parts), 0
         for word in words:

@@ -36,10 +36,7 @@ def num_revised(words: Sequence[object], revised: Sequence[object]) -> int:
 def _distances(
     reference: Sequence[object], hypothesis: Sequence[object], steps: list[bytearray] | None = None
 ) -> list[int]:
-    """Return the edit distances between a sequence and each prefix of another, starting with the empty prefix.
-
-    `steps` receives how each pair of prefixes is best reached.
-    """
+    """Return the edit distances of a sequence to each prefix of another. `steps` receives how pairs are reached."""
     row = list(range(len(hypothesis) + 1))
     for number, expected in enumerate(reference, 1):
         diagonal, row[0] = row[0], number
@@ -55,10 +52,7 @@ def _distances(
 
 
 def alignment(reference: Sequence[object], hypothesis: Sequence[object]) -> list[tuple[int | None, int | None]]:
-    """Return, in order, the index pairs of an alignment with the fewest edits.
-
-    (index, None) is a deletion, (None, index) an insertion. All other pairs are matches or substitutions.
-    """
+    """Return the index pairs of an alignment with the fewest edits, in order; None: a deletion or an insertion."""
     steps: list[bytearray] = []
     _distances(reference, hypothesis, steps)
     pairs: list[tuple[int | None, int | None]] = []
