@@ -31,8 +31,7 @@ WORD_START = "\u2581"
 BLANK, BOTH_ENDS = "<blank>", "<sos/eos>"
 NOT_NORMALIZED = "train.yaml has cmvn: null, so WeNet ignores statistics"
 UNTRAINED = "the decoder was not trained: model_conf.ctc_weight is 1"
-OLD_EPS = 1e-12
-"""Epsilon of all layer normalisations except in convolution modules, until WeNet's commit 6d574b39 (January 2022)."""
+OLD_EPS = 1e-12  # of layer normalisations outside convolution modules, until WeNet's commit 6d574b39 (January 2022)
 POSITION_WEIGHT = "encoder.encoders.0.self_attn.linear_pos.weight"
 
 
@@ -155,8 +154,7 @@ def _vocabulary_path(directory: Path, config: TrainingConfig) -> Path:
 def read_vocabulary(path: Path, config: TrainingConfig) -> list[str]:
     """Return the symbols by id. The file has one "symbol id" per line, in any order."""
     vocab_size = config.architecture.vocab_size
-    text = read_text(path, purpose="it contains the vocabulary")
-    tokens = parse_tokens(text, file=str(path), error=CheckpointError)
+    tokens = parse_tokens(read_text(path, purpose="it contains the vocabulary"), file=str(path), error=CheckpointError)
     if len(tokens) != vocab_size:
         expected = f"{vocab_size}, the output_dim in {CONFIG_FILE}"
         raise CheckpointError(f"{path}: has {len(tokens)} symbols, expected {expected}")

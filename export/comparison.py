@@ -96,10 +96,7 @@ def compared(case: str, tensor: str, pairs: list[tuple[Array, Array]]) -> Compar
 
 
 def compare_features(file: Path, manifest: Manifest) -> Comparison:
-    """Compare the feature graph in `file` with the runtime's features, on noise and on short inputs.
-
-    ParityError: a difference exceeds the limit. BundleError: the feature configuration in `manifest` is impossible.
-    """
+    """Compare the graph in `file` with the runtime's features, on noise and short inputs. Raises ParityError."""
     session = Session(file, contract.features(), manifest, SessionSettings())
     noise, length = parity_samples(manifest, 2.0), manifest.features.frame_len
     difference, num_values = 0.0, 0

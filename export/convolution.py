@@ -73,10 +73,10 @@ class Surroundings:
     histories: ir.Value | None
     """Frames before a chunk [blocks, batch, kernel - 1, channels]. For whole utterances, one frame that stands for all
     frames before the first [blocks, 1, 1, channels]. None: convolutions do not see earlier frames."""
-    valid: ir.Value | None
-    """1 for frames that exist, 0 for padding [batch, time, 1]; None if this call processes a chunk."""
-    kept: list[ir.Value] = field(default_factory=list)
-    """Frames to cache for the next call, one entry for each block built so far."""
+    valid: (
+        ir.Value | None
+    )  # 1 for frames that exist, 0 for padding [batch, time, 1]; None if this call processes a chunk
+    kept: list[ir.Value] = field(default_factory=list)  # to cache for the next call, one entry per block built so far
 
     def convolved(
         self, g: GraphBuilder, form: DepthwiseConvolution, inputs: Values, weights: Values, row: int, *,
@@ -109,9 +109,8 @@ class TimeDepthwise(nn.Conv1d):
         """
         if not self.causal:
             return self(x.masked_fill(~valid.unsqueeze(-1), 0.0).transpose(1, 2)).transpose(1, 2), None
-        past = self.kernel_size[0] - 1
         seen = torch.cat((history.expand(len(x), -1, -1).to(x.dtype), x.transpose(1, 2)), dim=2)
-        return self(seen).transpose(1, 2), seen[:, :, seen.shape[2] - past :]
+        return self(seen).transpose(1, 2), seen[:, :, seen.shape[2] - self.kernel_size[0] + 1 :]
 
     def nodes(self, g: GraphBuilder, x: ir.Value, around: Surroundings, row: int, name: str) -> ir.Value:
         """Add a layer to the graph that computes `over` with block `row` of the histories; return its output."""

@@ -167,11 +167,8 @@ def bundle_manifest(checkpoint: Checkpoint) -> Manifest:
 
 
 def build_graphs(network: SpeechModel, manifest: Manifest) -> Iterator[ir.Model]:
-    """Yield the graphs of a bundle, one at a time; the weights of a graph are read when it is saved.
-
-    Graphs are built node by node, not traced. Tracing would fix the number of tokens for each expert to that of
-    the example input. It would also leave names, shared values and dynamic axes to the tracer.
-    """
+    """Yield the graphs of a bundle, one at a time; the weights of a graph are read when it is saved."""
+    # Not traced: that would fix each expert's number of tokens, and leave names, shared values and axes to the tracer.
     config, metadata = manifest.model, manifest.metadata()
 
     def encoder(g: GraphBuilder, inputs: dict[str, ir.Value]) -> dict[str, ir.Value]:

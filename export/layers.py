@@ -18,8 +18,7 @@ from u2moe.runtime.graph.builder import GraphBuilder
 from u2moe.runtime.graph.dispatch import float_mixture
 
 Values = Sequence[ir.Value]
-MASKED = float(np.finfo(np.float32).min)
-"""Added to masked scores. Its exponential is exactly zero, yet a fully masked row does not become NaN."""
+MASKED = float(np.finfo(np.float32).min)  # its exponential is exactly zero, yet a fully masked row is not NaN
 
 
 def parameter(g: GraphBuilder, name: str, shape: Sequence[int], read: Callable[[], torch.Tensor]) -> ir.Value:
@@ -222,8 +221,7 @@ class AttentionNodes:
         width = 2 * config.num_kv_heads * config.head_dim
 
         def joined(keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-            heads = (config.num_kv_heads, config.head_dim)
-            parts = [part.reshape(*heads, *part.shape[1:]) for part in (keys, values)]
+            parts = [part.reshape(-1, config.head_dim, *part.shape[1:]) for part in (keys, values)]
             return torch.cat(parts, dim=1).flatten(0, 1)
 
         def bias() -> torch.Tensor:
@@ -240,15 +238,11 @@ class AttentionNodes:
 
 
 def position_biases(g: GraphBuilder, positions: ir.Value, layers: Sequence[MultiHeadAttention]) -> ir.Value:
-    """Return the query-independent part of relative attention's scores: [batch, layers * heads, 1, keys].
-
-    This is the last term in `AttentionNodes`, for all layers by one product with the sinusoids [batch, keys, dim].
-    """
+    """Return the last term in `AttentionNodes` [batch, layers * heads, 1, keys], by one product with the sinusoids."""
     shape = (layers[0].linear_pos.in_features, len(layers) * layers[0].config.num_heads)
     with g.scope("position_biases", group="positions"):
         weight = parameter(g, "weight", shape, lambda: torch.cat(list(map(_position_bias, layers))).T)
-        biases = product(g, positions, weight)
-        return g.op("Unsqueeze", g.op("Transpose", biases, perm=[0, 2, 1]), [2])
+        return g.op("Unsqueeze", g.op("Transpose", product(g, positions, weight), perm=[0, 2, 1]), [2])
 
 
 def _position_bias(layer: MultiHeadAttention) -> torch.Tensor:

@@ -55,17 +55,15 @@ class AttentionDecoder(nn.Module):
         Each row of `inputs` starts with sos. `visible` [rows, time] is true for frames of `memory` [rows, time, dim]
         that the decoder may attend to.
         """
-        length = inputs.shape[1]
-        steps = torch.arange(length, device=inputs.device)
+        steps = torch.arange(inputs.shape[1], device=inputs.device)
         mask = (steps.unsqueeze(1) >= steps) & (steps < lengths.view(-1, 1, 1))
-        memory_mask = visible.unsqueeze(1).unsqueeze(1)
         x = self.embed[0](inputs)
         if self.config.learned_positions:
             x = x + self.embed[1](steps)
         else:
             x = x * math.sqrt(self.config.dim) + positional_encoding(steps, self.config.dim)
         for block in self.decoders:
-            x = block(x, mask.unsqueeze(1), memory, memory_mask)
+            x = block(x, mask.unsqueeze(1), memory, visible[:, None, None])
         return cast("Tensor", self.output_layer(self.after_norm(x) if self.config.pre_norm else x))
 
 
@@ -203,11 +201,7 @@ class DecoderNodes:
         return outputs
 
     def _scores(self, decoder: AttentionDecoder, targets: ir.Value, name: str) -> tuple[ir.Value, ir.Value, Prefixes]:
-        """Score `targets` [batch, nbest, length+1].
-
-        Returns the log-probabilities of the targets (zero after eos), the log-probabilities of all tokens [prefixes,
-        vocab], and the prefixes.
-        """
+        """Return log-probabilities of `targets` [batch, nbest, length+1] (0 after eos), of all tokens, and prefixes."""
         g, vocab_size = self.g, self.model.config.vocab_size
         with g.scope("decoder", *([name] if name else [])):
             with g.scope("prefixes"):

@@ -75,5 +75,4 @@ class MixtureOfExperts(nn.Module):
 
 def feed_forward(dim: int, config: FeedForward) -> nn.Module:
     """Return a feed-forward layer of the configured kind."""
-    kinds = {"dense": DenseFeedForward, "gated": GatedFeedForward, "moe": MixtureOfExperts}
-    return kinds[config.kind](dim, config)
+    return {"dense": DenseFeedForward, "gated": GatedFeedForward, "moe": MixtureOfExperts}[config.kind](dim, config)

@@ -239,10 +239,8 @@ class Parity:
         return self._encoded([(each, found[row : row + 1, : each.shape[1]]) for row, each in enumerate(expected)])
 
     def _decoder(self) -> Pairs:
-        """Compare scores for two utterances of different lengths, which torch scores one at a time.
-
-        Hypotheses have 0 to 24 tokens. With learned positions, there are two: an empty and the longest possible one.
-        """
+        """Compare scores for two utterances of different lengths, which torch scores one at a time."""
+        # with learned positions, there are two hypotheses: an empty and the longest possible one
         is_learned = self.network.left_decoder.config.learned_positions
         frames, num, longest = (40, 23), *((2, NUM_LEARNED - 1) if is_learned else (6, 24))
         memory = self.random.standard_normal((2, max(frames), self.config.output_size)).astype(np.float32)

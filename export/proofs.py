@@ -15,7 +15,6 @@ from u2moe.runtime.errors import UnsupportedError
 
 FILE = "proved.json"
 BIASES = ("query_bias", "key_bias", "value_bias")
-Setting = tuple[str, str]  # a key, usually one in encoder_conf or decoder_conf, and its value
 OWN = {
     "merge": "merge_method", "linear": "use_linear_after_conv", "activation": "gate_activation",
     "feed_forward": "use_ffn", "reduction": "time_reduction_layer_type", "adaptive": "adaptive_scale",
@@ -24,8 +23,8 @@ OWN = {
 """For settings that only some kinds of encoder have: WeNet's key, by the name of our field."""
 
 
-def settings(architecture: Architecture) -> dict[str, list[Setting]]:
-    """Return the settings of a network's encoder and, if present, decoder. Sizes are left out."""
+def settings(architecture: Architecture) -> dict[str, list[tuple[str, str]]]:
+    """Return the settings (key, value) of a network's encoder and, if present, decoder. Sizes are left out."""
     encoder, left = architecture.encoder, architecture.left_decoder
     gating, convolution = getattr(encoder.own, "gating", None), encoder.convolution
     causal = gating or convolution
@@ -71,11 +70,7 @@ def _of_blocks(network: EncoderArchitecture | Decoder, attention: Attention) -> 
 
 @cache
 def proved() -> Mapping[str, Mapping[str, Mapping[str, str]]]:
-    """Return the pairs of settings proved by a comparison with WeNet.
-
-    The keys are the part of the network, the first setting ("key value"), and the key of the second setting. The values
-    are all proved values of the second setting, separated by spaces.
-    """
+    """Return proved pairs: by part of the network, "key value" and second key, the second's values joined by spaces."""
     text = resources.files("u2moe.export").joinpath(FILE).read_text(encoding="utf-8")
     table: dict[str, dict[str, dict[str, str]]] = json.loads(text)
     return table

@@ -106,10 +106,7 @@ def random_config(
     num_mel_bins: int = 80,
     changes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return a train.yaml's content as WeNet's training writes it. By default, it describes a small causal U2++ model.
-
-    `changes` sets top-level keys.
-    """
+    """Return a train.yaml as WeNet writes it, by default of a small causal U2++ model. `changes` are top-level keys."""
     encoder_defaults: dict[str, Any] = {
         "output_size": 32, "attention_heads": 4, "linear_units": 48, "num_blocks": 2, "input_layer": "conv2d",
         "dropout_rate": 0.1, "positional_dropout_rate": 0.1, "attention_dropout_rate": 0.1,
@@ -156,9 +153,8 @@ def old_layout(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def num_parameters(config: Mapping[str, Any], *, active: bool = False) -> int:
     """Return a train.yaml's number of weights. If `active`, count only experts that a mixture activates for a token."""
-    shapes = expected_shapes(parse_training_config(dict(config)).architecture)
     total = 0
-    for name, shape in shapes.items():
+    for name, shape in expected_shapes(parse_training_config(dict(config)).architecture).items():
         own = config["encoder_conf" if name.startswith("encoder.") else "decoder_conf"] if ".experts." in name else {}
         share = own.get("n_expert_activated", 1) / own.get("n_expert", 1) if active else 1
         total += round(math.prod(shape) * share)

@@ -28,8 +28,7 @@ from u2moe.runtime.graph.file import save_graph
 from u2moe.runtime.model.encoder import required_cache_size
 from u2moe.runtime.model.settings import SessionSettings
 
-ONE_FILE_LIMIT = 256_000_000
-"""A graph with up to this many bytes of weights is a single file, like the models that sherpa-onnx publishes."""
+ONE_FILE_LIMIT = 256_000_000  # bytes of weights up to which a graph is one file, like those that sherpa-onnx publishes
 Pairs = list[tuple[Array, Array]]  # log-probabilities from the bundle and from a written graph
 _CACHE, _HISTORY = ("num_blocks", "num_kv_heads"), ("num_blocks", "one", "conv_dim", "conv_cache")
 ONLINE = Graph(
@@ -53,8 +52,7 @@ OFFLINE = Graph(
 )
 """Whole utterances, padded at the end."""
 
-BLANKS = ("<blk>", "<eps>", "<blank>")
-"""Symbols that the client accepts as the blank; it uses the first one that it finds."""
+BLANKS = ("<blk>", "<eps>", "<blank>")  # symbols that the client accepts as the blank; it uses the first that it finds
 INSTEAD = "use u2moe convert --profile streaming, whose graph reads samples and has all caches"
 """Advice if a client cannot run the network."""
 
@@ -391,8 +389,7 @@ class SherpaParity:
         pairs: Pairs = []
         for row, length in enumerate(lens.tolist()):
             time = (length - config.window) // config.subsampling_rate + 1
-            expected = self.model.ctc(self.model.encode(self.features[:length]))
             if log_probs_lens[row] != time:
                 raise ParityError(f"{self.subject}: log_probs_lens is {log_probs_lens[row]}, expected {time}")
-            pairs.append((expected, log_probs[row, :time]))
+            pairs.append((self.model.ctc(self.model.encode(self.features[:length])), log_probs[row, :time]))
         return pairs

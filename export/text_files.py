@@ -20,11 +20,9 @@ from torch import Tensor
 from u2moe.runtime.errors import CheckpointError, UnsupportedError
 from u2moe.runtime.validation import Record, quoted, shortened
 
-LARGEST_TEXT = 1 << 26
-"""Maximum number of characters in a vocabulary or a file of statistics. It is enough for a million symbols."""
+LARGEST_TEXT = 1 << 26  # maximum number of characters in a vocabulary or statistics; enough for a million symbols
 LARGEST_YAML = 1 << 18  # maximum number of characters in a yaml file. WeNet's files have 2,000 to 10,000
-LARGEST_MERGE = 100_000
-"""Maximum number of keys after merges ("<<"). Without a limit, a few hundred characters could fill the memory."""
+LARGEST_MERGE = 100_000  # keys after merges ("<<"); without a limit, a few hundred characters could fill the memory
 
 
 class PlainLoader(yaml.SafeLoader):
@@ -69,8 +67,7 @@ def read_yaml(path: Path, *, purpose: str) -> object:
 CMVN_MEAN = "encoder.global_cmvn.mean"
 CMVN_ISTD = "encoder.global_cmvn.istd"
 """Names of the statistics in a state dict."""
-ROUNDING = 1e-6
-"""A negative variance of up to this magnitude, relative to the mean square, can come from rounding to seven digits."""
+ROUNDING = 1e-6  # a negative variance of up to this part of the mean square can come from rounding to seven digits
 
 
 def read_cmvn(path: Path, size: int) -> tuple[Tensor, Tensor]:

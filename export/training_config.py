@@ -125,8 +125,8 @@ def _parsed(top: Section) -> TrainingConfig:
         expected = f"equal to {name}, which is {features.size} ({default} if not stated)"
         raise top.wrong("input_dim", top.value("input_dim"), expected)
     normalized, cmvn_file = _normalization(top)
-    kind = KINDS[top.choice("encoder", "conformer", tuple(KINDS))]
-    encoder = replace(kind.read(top), normalized_input=normalized)
+    encoder = KINDS[top.choice("encoder", "conformer", tuple(KINDS))].read(top)
+    encoder = replace(encoder, normalized_input=normalized)
     tokenizer, separate, special_tokens, symbol_table = _tokenizer(top, vocab_size)
     left, right, tied = read_decoders(top, vocab_size, encoder.dim)
     blank = _blank(top, vocab_size, special_tokens)

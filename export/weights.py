@@ -175,8 +175,7 @@ def _checked_state_dict(path: Path, state: object) -> dict[str, Tensor]:
 def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """Return the shape of each tensor that this architecture needs, by its name in WeNet's state dict."""
     with torch.device("meta"):
-        network = SpeechModel(architecture)
-    tensors = network.state_dict().items()
+        tensors = SpeechModel(architecture).state_dict().items()
     return {name: tuple(tensor.shape) for name, tensor in tensors if not BATCH_COUNTER.fullmatch(name)}
 
 

@@ -159,8 +159,7 @@ class TwoBranchNodes(EncoderNodes):
     def branches(self, residual: Residual, block: TwoBranchBlock, index: int) -> tuple[ir.Value, ir.Value]:
         """Return the outputs of attention and of the gating MLP."""
         attended = self._self_attention(residual.normalized(block.norm_mha, "norm_mha"), block, index)
-        y = residual.normalized(block.norm_mlp, "norm_mlp")
-        return attended, gating(self.g, y, block.cgmlp, self.seen, index)
+        return attended, gating(self.g, residual.normalized(block.norm_mlp, "norm_mlp"), block.cgmlp, self.seen, index)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,8 +34,7 @@ def read_transformer(top: Section) -> EncoderArchitecture:
 class ConformerBlock(EncoderBlock):
     """Residual layers: feed-forward (macaron, optional), attention, convolution (optional), and feed-forward."""
 
-    NORMS: ClassVar[tuple[str, str]] = ("norm_mha", "norm_ff")
-    """WeNet's names for the normalisations of the attention and of the feed-forward layer."""
+    NORMS: ClassVar[tuple[str, str]] = ("norm_mha", "norm_ff")  # WeNet's names: of the attention, of the feed-forward
     norm_mha: nn.Module
     norm_ff: nn.Module
 

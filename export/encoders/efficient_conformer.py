@@ -44,12 +44,6 @@ class Strided:
         """Return how many subsampled frames one frame of block `index` spans."""
         return math.prod(self.strides[:index])
 
-    @property
-    def chunk_multiple(self) -> int:
-        """Chunk sizes must be multiples of this number of subsampled frames, so that no chunk ends within a group."""
-        groups = (self.step(index) * size for index, size in enumerate(self.group_sizes))
-        return math.lcm(math.prod(self.strides), *groups)
-
     def rates(self) -> dict[int, range]:
         """Return, for each value of `step`, the range of blocks that have it."""
         steps = [self.step(index) for index in range(len(self.strides))]
@@ -66,10 +60,12 @@ def read(top: Section) -> EncoderArchitecture:
     if shared.convolution is None:
         raise conf.unsupported("use_cnn_module", conf.value("use_cnn_module"), ("true",))
     own = _strided(conf.section("efficient_conf") if "efficient_conf" in conf else conf, shared)
-    if not shared.dynamic_chunk and shared.static_chunk_size % own.chunk_multiple:
-        raise conf.unsupported("static_chunk_size", shared.static_chunk_size, (f"multiples of {own.chunk_multiple}",))
     reduction = math.prod(own.strides)
-    return replace(shared, own=own, frame_reduction=reduction, chunk_multiple=own.chunk_multiple // reduction)
+    # no chunk may end within a group
+    multiple = math.lcm(reduction, *(own.step(index) * size for index, size in enumerate(own.group_sizes)))
+    if not shared.dynamic_chunk and shared.static_chunk_size % multiple:
+        raise conf.unsupported("static_chunk_size", shared.static_chunk_size, (f"multiples of {multiple}",))
+    return replace(shared, own=own, frame_reduction=reduction, chunk_multiple=multiple // reduction)
 
 
 def _strided(conf: Section, shared: EncoderArchitecture) -> Strided:
@@ -287,8 +283,7 @@ class EfficientConformerNodes(ConformerNodes):
         own = layer.config.head_dim
         both = to_heads(g, AttentionNodes(g, layer).key_value(x), num_heads, 2 * own)
         if self.streaming:
-            kept = g.op("Slice", both, self.frames.first_kept_new, [END], [2])
-            self.frames.kept.append(g.op("Unsqueeze", kept, [0]))
+            self.frames.kept.append(g.op("Unsqueeze", g.op("Slice", both, self.frames.first_kept_new, [END], [2]), [0]))
             both = g.op("Concat", g.op("Gather", self.frames.cache, g.constant(row), axis=0), both, axis=2)
         parts = []
         for part in g.ops("Split", both, [own, own], axis=-1, num_outputs=2):

@@ -19,8 +19,7 @@ from u2moe.export.positions import encodings
 from u2moe.export.subsampling import KINDS, Subsampling
 from u2moe.runtime.bundle.contract import Cache
 
-BlockCaches = dict[str, Tensor]
-"""State of one block between chunks: tensors [batch, ...] by the cache names of the manifest."""
+BlockCaches = dict[str, Tensor]  # state of one block between chunks: [batch, ...] by the cache names of the manifest
 ATT_CACHE = "att_cache"
 CNN_CACHE = "cnn_cache"
 
@@ -55,10 +54,7 @@ class Context:
 
 
 def chunk_mask(time: int, chunk_size: int, num_left_chunks: int) -> Tensor:
-    """Return a mask [time, time] that is true where frame i may see frame j.
-
-    A frame sees its own chunk and `num_left_chunks` chunks before it. A negative number means all earlier chunks.
-    """
+    """Return [time, time]: whether a frame sees another in its chunk or `num_left_chunks` before it (negative: all)."""
     chunks = torch.arange(time) // chunk_size
     distance = chunks.unsqueeze(1) - chunks.unsqueeze(0)
     visible = distance >= 0
@@ -99,8 +95,7 @@ class EncoderBlock(nn.Module):
 class SpeechEncoder(nn.Module):
     """Normalisation, subsampling and the blocks, which are instances of `block`."""
 
-    SUBSAMPLING: ClassVar[type[Subsampling] | None] = None
-    """Class of the layers before the blocks; None: as in the configuration."""
+    SUBSAMPLING: ClassVar[type[Subsampling] | None] = None  # the layers before the blocks; None: as configured
 
     def __init__(self, config: EncoderArchitecture, block: type[EncoderBlock]) -> None:
         super().__init__()

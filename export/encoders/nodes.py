@@ -74,8 +74,7 @@ class FrameNodes:
         """
         g = self.g
         if initial is not None and cache is not None:
-            length = g.op("Shape", cache, start=3, end=4)
-            past = g.op("Range", g.op("Squeeze", g.op("Neg", length), [0]), 0, 1)
+            past = g.op("Range", g.op("Squeeze", g.op("Neg", g.op("Shape", cache, start=3, end=4)), [0]), 0, 1)
             past = past if self.step == 1 else g.op("Mul", past, self.step)
             index = g.op("Add", g.op("Unsqueeze", self.offset, [1]), past)
             exists = g.op("Unsqueeze", g.op("GreaterOrEqual", index, 0), [2])
@@ -166,16 +165,14 @@ class EncoderNodes:
         else:
             with g.scope("embed", self.encoder.embed.POSITIONS):
                 self.positions = [learned.nodes(g, self.frames.positions)]
-        layers = [self.attention_of(block) for block in self.encoder.encoders]
-        self.biases = self.frames.biases(layers, self.positions)
+        self.biases = self.frames.biases(list(map(self.attention_of, self.encoder.encoders)), self.positions)
 
     def _position(self, time: ir.Value) -> ir.Value:
         """Return each row's position [batch] in subsampled frames: `offset`, limited as in `contract.encoder`."""
         g, offset, reduction = self.g, self.inputs["offset"], self.config.frame_reduction
         offset = offset if reduction == 1 else g.op("Mul", offset, reduction)
         limit = [self.max_position * reduction]
-        cache_time = g.op("Shape", self.inputs[ATT_CACHE], start=3, end=4)
-        base = g.op("Max", cache_time, [self._longest_history])
+        base = g.op("Max", g.op("Shape", self.inputs[ATT_CACHE], start=3, end=4), [self._longest_history])
         # With chunks of equal size, positions run from 0 to `first`, then cycle from `base` to `base` + `length`.
         first = g.op("Mul", g.op("Div", limit, time), time)
         length = g.op("Max", g.op("Mul", g.op("Div", g.op("Sub", limit, base), time), time), [1])

@@ -252,9 +252,8 @@ class TimeReduction(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
         """Map [batch, time, dim] to [batch, (time + 1) // 2, dim]; `valid` is true for frames that exist."""
-        time = (x.shape[1] + 1) // 2
         y = self.pw_conv(self.dw_conv(x.masked_fill(~valid.unsqueeze(-1), 0.0).transpose(1, 2)))
-        return cast("Tensor", y.transpose(1, 2)[:, :time])
+        return cast("Tensor", y.transpose(1, 2)[:, : (x.shape[1] + 1) // 2])
 
 
 class SqueezeformerEncoder(SpeechEncoder):

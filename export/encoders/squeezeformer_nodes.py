@@ -117,8 +117,7 @@ class Rate:
         with self.g.scope("half" if half else "full", group="positions"):
             self.encodings = sinusoids(self.g, frames.positions, nodes.config.dim)
             if nodes.own.shifted:
-                time = self.g.op("Shape", frames.positions, start=1, end=2)
-                self.places = shifted_places(self.g, time, frames.lens)
+                self.places = shifted_places(self.g, self.g.op("Shape", frames.positions, start=1, end=2), frames.lens)
             else:
                 self.biases = frames.biases(layers, [self.encodings])
             self.seen = frames.surroundings(start, nodes.inputs.get(CNN_CACHE))

@@ -24,8 +24,7 @@ FEED_FORWARD = ("feed_forward", "ffn")  # nodes whose names contain one of these
 LEAST_FACTOR, TINY = 1e-3, 1e-9
 """Smallest factor of a column. `TINY` is added to the largest magnitude of each column, because that may be zero."""
 MARGIN = 1.5  # factor by which the recorded ranges of activations are widened, because other recordings may exceed them
-FIXED_SCALES = (np.float32(1 / 65536), np.float32(1 / 32768))
-"""Scales that QNN requires for the results of sigmoid, softmax and tanh."""
+FIXED_SCALES = (np.float32(1 / 65536), np.float32(1 / 32768))  # QNN requires them for sigmoid, softmax and tanh
 MOST_SAMPLES = 100  # largest number of chunks to keep, evenly spaced over all recordings
 
 

@@ -45,8 +45,7 @@ from u2moe.runtime.model.settings import SessionSettings
 Feeds = dict[str, Array]
 Run = Callable[[Mapping[str, Array]], Feeds]  # runs a graph: takes its inputs by name, and returns its outputs by name
 
-ONE_FILE_LIMIT = 1_500_000_000
-"""A graph with up to this many bytes of weights is a single file, as programs that use these profiles expect."""
+ONE_FILE_LIMIT = 1_500_000_000  # bytes of weights up to which a graph is one file, as users of these profiles expect
 CHUNKS = ((16, -1), (16, 4), (5, 2))  # (chunk size, left chunks) of the compared streams
 
 
@@ -256,10 +255,9 @@ class ProfileParity:
         mine = {"offset": caches.offset, **{name: np.asarray(tensor) for name, tensor in caches.tensors.items()}}
         step = samples_per_frame(self.bundle.manifest)
         shortest = window_samples(self.bundle.manifest, self.config.num_features(1))
-        length = (chunk_size - 1) * step + shortest
         pairs: dict[str, list[tuple[Array, Array]]] = {}
         for begin in range(0, len(self.samples) - shortest + 1, chunk_size * step):
-            window = self.samples[begin : begin + length]
+            window = self.samples[begin : begin + (chunk_size - 1) * step + shortest]
             found = self.run({"samples": window[np.newaxis], "required_cache_size": np.array(required), **mine})
             output, caches = encoder.step(self.features(window)[np.newaxis], caches, required_cache_size=required)
             expected: dict[str, Array] = {
@@ -308,8 +306,7 @@ class ProfileParity:
 
     def _detokenizer(self) -> None:
         """Compare the detokenizer with the vocabulary, which it reads in three random orders."""
-        graph = detokenizer_graph(self.bundle)
-        run = session_of(ir.to_proto(graph).SerializeToString(), extensions=True)
+        run = session_of(ir.to_proto(detokenizer_graph(self.bundle)).SerializeToString(), extensions=True)
         random = np.random.default_rng(0)
         for row in range(3):
             for tokens in np.array_split(random.permutation(self.config.vocab_size), 1 + self.config.vocab_size // 20):
@@ -318,10 +315,8 @@ class ProfileParity:
                     raise ParityError(f"{self.subject}: detokenizer, row {row}: text is {found}, expected {[expected]}")
 
     def _refusals(self) -> None:
-        """Check that unsuitable clips fail with the expected reason, and that 10 ms of silence yields no text.
-
-        Without the graph's own checks, AudioDecoder would cut long clips, and alias clips with another sample rate.
-        """
+        """Check that unsuitable clips fail with the expected reason, and that 10 ms of silence yields no text."""
+        # without the graph's own checks, AudioDecoder would cut long clips, and alias clips with another sample rate
         rate = self.bundle.manifest.features.sample_rate
         refused = {
             "shorter than": encoded(np.zeros((LONGEST_CLIP_S + 1) * rate, np.float32), rate, "WAV"),

@@ -26,8 +26,7 @@ OPERATORS = frozenset({
 """Operators that NPU compilers are known to support. Others, such as If, Loop, Range, TopK, Gather, Where, Cast and
 Pad, are refused."""
 _SHARED = 1 << 24  # equal constants of up to this many elements are shared
-_COPIES = ("Identity", "Slice", "Pad", "Expand", "Reshape", "Concat")
-"""Operators that change nothing if the output has the shape of the input."""
+_COPIES = ("Identity", "Slice", "Pad", "Expand", "Reshape", "Concat")  # they change nothing if the shape stays the same
 _NEUTRAL = {"Mul": 1.0, "Div": 1.0, "Add": 0.0, "Sub": 0.0}
 
 
@@ -152,11 +151,7 @@ def _name_nodes(graph: ir.Graph) -> None:
 
 
 def check_fixed(model: ir.Model, where: object) -> None:
-    """Check that NPU compilers can read a graph. The UnsupportedError names the node.
-
-    They cannot read operators that are not in `OPERATORS`, numbers beyond `LARGEST`, more than `MOST_AXES` axes, or
-    axes of unknown size.
-    """
+    """Refuse operators, numbers and shapes that NPU compilers cannot read. The UnsupportedError names the node."""
     for node in model.graph:
         told = f"{where}: node {node.name} ({node.op_type}):"
         if node.domain or node.op_type not in OPERATORS:

@@ -98,8 +98,7 @@ def _streaming(g: GraphBuilder, bundle: Bundle, inputs: dict[str, ir.Value]) -> 
 
 def _clip(g: GraphBuilder, bundle: Bundle, inputs: dict[str, ir.Value]) -> Joined:
     """Build a file decoder, then the graph of `_offline`, then a detokenizer; see `CLIP`."""
-    samples = _decoded(g, inputs["audio"], bundle.manifest.features.sample_rate)
-    outputs, parts = _offline(g, bundle, samples)
+    outputs, parts = _offline(g, bundle, _decoded(g, inputs["audio"], bundle.manifest.features.sample_rate))
     return {**outputs, "text": _text(g, outputs["tokens"], bundle.tokens)}, parts
 
 

@@ -27,11 +27,8 @@ from u2moe.runtime.model.encoder import Windows, check_chunks, required_cache_si
 from u2moe.runtime.model.model import Model
 from u2moe.runtime.model.settings import SessionSettings
 
-STATIC_FILE = "static.json"
-"""The file that describes the graph in more detail than the manifest does, for people and other programs."""
 DECODER_FILE = "decoder_fixed.onnx"
-DECODER_SIZES = {"batch": 1, "nbest": 10, "length": 32, "time": 256}
-"""Sizes of the axes of the decoder with fixed shapes."""
+DECODER_SIZES = {"batch": 1, "nbest": 10, "length": 32, "time": 256}  # axes of the decoder with fixed shapes
 LAYOUTS = {
     "frames": "batch, time, channels", "mask": "batch, 1, 1, keys", "positions": "batch, keys, channels",
     "keys": "batch, blocks * heads, frames with the newest last, keys and values",
@@ -106,7 +103,7 @@ def convert_static(
             parity.decoders(staging.path)
         if recordings:
             about |= _calibrate(staged, recordings, about["float"], qdq=qdq, progress=progress)
-        staging.add(STATIC_FILE, json.dumps(about, indent=1, allow_nan=False) + "\n")
+        staging.add("static.json", json.dumps(about, indent=1, allow_nan=False) + "\n")
         written = staging.finish(staged.manifest)
         files = tuple(sorted(written.manifest.files))
         return Conversion(path=written.path, profile="static", files=files, report=report)
@@ -219,10 +216,7 @@ class StaticParity:
         self.report = ParityReport(sides="the bundle and its graph of fixed shape")
 
     def run(self, progress: Callable[[str], None] = lambda _: None) -> ParityReport:
-        """Compare streams from several positions, some of them moved back, with last chunks of several lengths.
-
-        Raises ParityError, which names the case, tensor, difference and limit.
-        """
+        """Compare streams from several positions, some moved back, with various last chunks. Raises ParityError."""
         size, multiple, num_chunks = self.form.chunk_size, self.config.chunk_multiple, self.form.num_left_chunks + 4
         late = self.config.max_position - (num_chunks - 2) * size  # caches are full when positions are moved back
         middle, ends = self.config.max_position // 2, (1, size, size // 2 + 1, size - 1, 2)

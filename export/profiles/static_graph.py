@@ -173,8 +173,7 @@ class StaticGraph:
         use: PositionUse = "relative" if attributes.pop("relative", 0) else _ATTENTIONS[kind]
         step = next(step_of(self.config, cache) for cache in self.config.caches if cache.name == name)
         frames = {"past": self.form.left_frames(self.config, step), "time": self.form.frames(self.config, step)}
-        heads = FixedHeads(**attributes, **frames)
-        return heads.attend(self._g, query, key_value, past, bias, use, positions)
+        return FixedHeads(**attributes, **frames).attend(self._g, query, key_value, past, bias, use, positions)
 
     def _next(self, cache: Cache) -> ir.Value:
         """Return a cache for the next chunk."""
