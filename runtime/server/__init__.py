@@ -1,4 +1,1 @@
-"""The server of `u2moe serve`: one scheduler, one file per protocol, and a web page.
-
-It needs the extra `[server]`. The rest of the runtime does not import it.
-"""
+"""The server of `u2moe serve`: one scheduler, one file per protocol, and a web page. It needs the extra `[server]`."""

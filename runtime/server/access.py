@@ -22,14 +22,10 @@ from u2moe.runtime.validation import checked_integer, refused_as
 
 KEY_SUBPROTOCOLS = ("openai-insecure-api-key.", "u2moe-api-key.")
 """Prefixes of WebSocket subprotocols that carry a key. Web pages need them because they cannot set headers."""
-KEY = "u2moe.key"
-"""Name of the scope entry with the API key of a request. The entry is None if the request has no valid key."""
-OWN_PATH = "u2moe.path"
-"""Name of the state entry with the WebSocket path for which `/` stands, on a protocol's own port."""
+KEY = "u2moe.key"  # name of the scope entry with a request's API key; the entry is None if the request has no valid key
+OWN_PATH = "u2moe.path"  # name of the state entry with the WebSocket path that `/` stands for, on a protocol's own port
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_READING = ("GET", "HEAD", "OPTIONS")
-"""HTTP methods that are cheap and have no side effects. For other methods, the origin is checked, since browsers let
-any page post forms to any server."""
+_READING = ("GET", "HEAD", "OPTIONS")  # no side effects; for others, the origin is checked: any page may post forms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +47,8 @@ class Key:
 def read_keys(file: Path) -> tuple[Key, ...]:
     """Read the keys in a file: a single key, or lines with a name, a key and optionally a maximum number of streams.
 
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: the file is not a text file in UTF-8, or has no key, an invalid line, or two keys with the same name
-            or secret. The message contains the file and the line number or name, but no secrets.
+    Raises OSError if the file cannot be read, and ValueError if it is not text in UTF-8 or has no key, an invalid line,
+    or two keys with the same name or secret. The message has the file and the line number or name, but no secrets.
     """
     with refused_as(ValueError, file):
         if not stat.S_ISREG(file.stat().st_mode):  # the server would wait for data of a pipe or a device
@@ -94,8 +88,8 @@ class Keys:
     def find(self, candidates: Iterable[str]) -> Key | None:
         """Return the key that matches one of the candidates. Comparisons take constant time."""
         given = [candidate.encode() for candidate in candidates]
-        secrets = {key.secret.encode(): key for key in self.by_name.values()}
-        same = [key for secret, key in secrets.items() if sum(hmac.compare_digest(each, secret) for each in given)]
+        keys = self.by_name.values()
+        same = [key for key in keys if sum(hmac.compare_digest(each, key.secret.encode()) for each in given)]
         return same[0] if same else None
 
 
@@ -103,24 +97,22 @@ class Access:
     """Middleware that passes on allowed requests and refuses others, for example with 401 or 403.
 
     A client sends its key as `Authorization: Bearer KEY`, or as a WebSocket subprotocol. Clients that accept
-    only a URL can send `?api_key=KEY`.
+    only a URL can send `?api_key=KEY`. The `open_paths` need no key.
 
     Pages of another origin may use the server only if the origin is listed, or through the WebSocket on a protocol's
     own port. Otherwise, they can only send GET, HEAD and OPTIONS requests, and cannot read the responses.
 
     A server that only this machine can reach accepts only loopback names in the Host header. Without this check, a
     page could make its own host name resolve to this machine, and then send same-origin requests (DNS rebinding).
-
-    The `open_paths` need no key.
     """
 
     def __init__(
         self, app: ASGIApp, options: ServerOptions, incidents: Incidents, keys: Keys, open_paths: frozenset[str]
     ) -> None:
         self._app, self._incidents, self._keys = app, incidents, keys
-        self._origins, every = options.cors_origins, ["*"]
+        self._origins, every = frozenset(options.cors_origins), ["*"]
         # refusals get CORS headers too, so that allowed pages can read the reason
-        self._guarded = CORSMiddleware(self._guard, self._origins, allow_methods=every, allow_headers=every)
+        self._guarded = CORSMiddleware(self._guard, options.cors_origins, allow_methods=every, allow_headers=every)
         self._is_local = options.is_local and not options.is_behind_proxy
         self._open_paths = open_paths
 
@@ -141,6 +133,9 @@ class Access:
 
     async def _guard(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
+        origin = headers.get("origin")
+        is_own_page = origin is not None and _parts_of(origin).netloc == headers.get("host")
+        may_connect = origin is None or {"*", origin} & self._origins or is_own_page
         path = scope["state"][OWN_PATH] if scope["path"] == "/" else None
         is_own = path is not None and scope["type"] == "websocket"
         key = self._keys.find(_candidates(headers, scope))
@@ -153,7 +148,7 @@ class Access:
         elif self._is_local and _parts_of(f"//{headers.get('host', '')}").hostname not in (None, *LOOPBACK):
             told = "this server only answers to the host name localhost; behind a proxy it needs --forwarded-allow-ips"
             await self._refuse("host", 403, told, "host")(scope, receive, send)
-        elif scope.get("method") not in _READING and not is_own and not self._may_connect(headers):
+        elif scope.get("method") not in _READING and not is_own and not may_connect:
             told = "pages of this origin may not use the server"
             await self._refuse("origin", 403, told, "origin")(scope, receive, send)
         elif key is None and needs_key:
@@ -166,12 +161,6 @@ class Access:
     def _refuse(self, reason: str, status: int, told: str, code: str) -> Response:
         self._incidents.refuse(reason)
         return error_response(RequestError(told, code=code), status)
-
-    def _may_connect(self, headers: Headers) -> bool:
-        origin = headers.get("origin")
-        if origin is None or "*" in self._origins or origin in self._origins:
-            return True
-        return _parts_of(origin).netloc == headers.get("host")
 
 
 def _parts_of(url: str) -> SplitResult:

@@ -24,11 +24,8 @@ and this machine."""
 _EARNED, _MOST_AT_ONCE_S = 0.02, 1.0
 """Seconds of processor time that a client with a slot earns per second of audio, and maximum seconds of audio credited
 at once. The first is several times the cost of a plain stream. Sending faster than real time earns nothing extra."""
-_THIS_MACHINE = ("127.0.0.1", "::/64")
-"""Addresses of local clients, and of local proxies that no option names. "::/64" is the network of ::1."""
-_LONGEST_WAIT_S = 10.0
-"""Maximum seconds that a new connection waits. Connections that would wait longer are closed, unless they come from
-this machine."""
+_THIS_MACHINE = ("127.0.0.1", "::/64")  # local clients, and proxies that no option names; "::/64": network of ::1
+_LONGEST_WAIT_S = 10.0  # new connections that would wait longer are closed, unless they come from this machine
 _LONG_S = 0.001
 """Elapsed seconds above which the processor time of work is measured too. Unlike elapsed time, processor time excludes
 other processes and threads. For most work, measuring it would cost more than the work itself."""
@@ -75,11 +72,9 @@ class Account:
 
 
 class Connections:
-    """All connections, and accounts of the addresses that connected recently.
+    """At most `limit` connections, half of them from one address, and accounts of recently connected addresses.
 
-    Args:
-        limit: maximum number of connections. One address may have half of this number.
-        is_proxy: returns whether an address belongs to a proxy. Proxies and Unix sockets have no limit per address.
+    `is_proxy` returns whether an address belongs to a proxy. Proxies and Unix sockets have no limit per address.
     """
 
     def __init__(self, limit: int, is_proxy: Callable[[Address], bool] = lambda _: False) -> None:
@@ -116,8 +111,7 @@ class Connections:
         if not is_free:
             if len(self._accounts) > self.limit:
                 self._accounts = {key: each for key, each in self._accounts.items() if each.debt_s(now)}
-            terms = _HERE if address in _THIS_MACHINE else _ADDRESS
-            account = self._accounts.setdefault(address, Account(*terms))
+            account = self._accounts.setdefault(address, Account(*(_HERE if address in _THIS_MACHINE else _ADDRESS)))
             account.take(_CONNECTION_S, now)
             if account.wait_s(now) > _LONGEST_WAIT_S and address not in _THIS_MACHINE:
                 account.take(-_CONNECTION_S, now)

@@ -22,8 +22,7 @@ from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, is_special
 _SHARE = 0.35
 """Share of the measured throughput that streams may use. The rest is a reserve for the event loop, for chunks that
 arrive together, and for other programs. Such programs may later take up to half of the processor time."""
-_TOO_LATE_S, _IN_TIME_S = 0.6, 0.3
-"""Lateness in seconds above which no clients are admitted, and lateness below which they are admitted again."""
+_TOO_LATE_S, _IN_TIME_S = 0.6, 0.3  # no clients are admitted above the first, and again below the second (seconds)
 _AVERAGED_S = 1.0
 """Time constant in seconds of the average lateness. The average is over time, not over rounds, because rounds become
 longer when results are late."""
@@ -66,11 +65,8 @@ Take = Callable[[float], None]  # sets how many slots a client takes: the cost o
 class Admission:
     """Slots for live streams or for files. If none is free, clients are refused immediately.
 
-    Args:
-        incidents: counts refusals. Its metrics contain the `gauge`.
-        gauge: name of the gauge that shows how many slots are taken: "streams" or "files".
-        lateness: average time that live audio waits. Clients are refused while it is too high. None: only slots count.
-        key: name of the API key that the slots belong to. None: the slots are the server's.
+    The metric `gauge`, "streams" or "files", shows how many slots are taken. With `lateness`, clients are also refused
+    while results are late. The slots belong to the API key with the name `key`, or else to the server.
     """
 
     def __init__(
@@ -94,11 +90,9 @@ class Admission:
             if number > own and self.num_taken - own + number > self.num_slots:
                 self._incidents.refuse("full")
                 cost = f"; this one costs as much as {number:.1f}" if number > 1 else ""
-                if self._key is not None:
-                    told = f"the key {self._key} allows {self.num_slots} {self._gauge} at a time{cost}"
-                    raise UnavailableError(told, code="rate_limit")
-                told = f"the server is full: it recognises {self.num_slots} {self._gauge} at a time{cost}"
-                raise UnavailableError(told)
+                limit = "the server is full: it recognises" if self._key is None else f"the key {self._key} allows"
+                code = None if self._key is None else "rate_limit"
+                raise UnavailableError(f"{limit} {self.num_slots} {self._gauge} at a time{cost}", code=code)
             self.num_taken = round(self.num_taken - own + number, 3)
             own = number
             if self._key is None:
@@ -116,8 +110,7 @@ class Admission:
 
 def measure_capacity(model: ServedModel) -> int:
     """Measure how many live streams one thread can recognise with time to spare, by the faster of two runs of eight."""
-    seconds = min(_decode_speech(model, _MEASURED_STREAMS, _MEASURED_S) for _ in range(2))
-    return max(int(_SHARE / seconds), 1)
+    return max(int(_SHARE / min(_decode_speech(model, _MEASURED_STREAMS, _MEASURED_S) for _ in range(2))), 1)
 
 
 def measure_costs(model: ServedModel) -> None:

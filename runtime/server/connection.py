@@ -16,15 +16,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketDiscon
 
 from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.server.access import KEY, KEY_SUBPROTOCOLS
-from u2moe.runtime.server.errors import (
-    MAX_QUOTED,
-    ClientGoneError,
-    IdleError,
-    RecognitionError,
-    RequestError,
-    StoppingError,
-    TooLargeError,
-)
+from u2moe.runtime.server.errors import ClientGoneError, IdleError, RequestError, StoppingError, TooLargeError
 from u2moe.runtime.server.served_stream import ServedStream
 from u2moe.runtime.server.service import Service, Slot
 from u2moe.runtime.server.transport import charged
@@ -35,10 +27,8 @@ _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 _MAX_COMMAS = 10_000
 """Maximum number of commas in JSON. A thousand hotwords with weights need a few thousand commas; audio in base64 needs
 almost none. Parsing 1 MB of values blocks the event loop for 7 ms; counting commas takes half a millisecond."""
-_MAX_TEXT = 1 << 20
-"""Maximum characters of a text message: enough for several seconds of audio in base64, or a thousand hotwords."""
-_LEAST_AUDIO = 0.01
-"""Minimum audio that a live client must send, as a share of real time: 0.6 seconds per minute, about one chunk."""
+_MAX_TEXT = 1 << 20  # characters of a text message: several seconds of audio in base64, or a thousand hotwords
+_LEAST_AUDIO = 0.01  # least audio of a live client, as a share of real time: 0.6 s per minute, about one chunk
 _MAX_REASON = 120  # maximum bytes of the reason for closing a WebSocket; RFC 6455 allows 123
 _GONE = (ClientGoneError, WebSocketDisconnect, WebSocketDisconnected)
 _Value = TypeVar("_Value")
@@ -161,7 +151,7 @@ class Protocol:
             raise
         except Exception as error:  # noqa: BLE001 - a bug ends one connection, not the server
             service.incidents.bug(f"a connection ({self.name})", error)
-            return RecognitionError.close_code, "internal server error"
+            return 1011, "internal server error"
 
 
 async def send_within(seconds: float, sending: Awaitable[None]) -> None:
@@ -209,7 +199,7 @@ def read_object(text: str | bytes) -> dict[str, Any]:
     except UnicodeEncodeError:
         raise RequestError("invalid JSON: half of a surrogate pair") from None
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"invalid JSON: {error}"[:MAX_QUOTED]) from None
+        raise RequestError(f"invalid JSON: {error}") from None
     if not isinstance(value, dict):
         raise RequestError(f"expected a JSON object, got {type(value).__name__}")
     return value

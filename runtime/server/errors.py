@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from u2moe.runtime.errors import U2moeError
 
-MAX_QUOTED = 300  # maximum characters of an error message that may quote the client
+_MAX_QUOTED = 300  # maximum characters of an error message that may quote the client
 
 
 class RequestError(U2moeError):
@@ -91,7 +91,7 @@ def refusing(parameter: str | None = None) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise RequestError(str(error)[:MAX_QUOTED], parameter or getattr(error, "field", None)) from None
+        raise RequestError(str(error)[:_MAX_QUOTED], parameter or getattr(error, "field", None)) from None
 
 
 def error_response(error: Exception, status: int | None = None, headers: Mapping[str, str] | None = None) -> Response:

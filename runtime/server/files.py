@@ -241,11 +241,11 @@ class FileTask:
         try:
             self._check(0.0)
             for segment in self._recognize(self._buffers(), on_progress=self._check):
-                self._tell(segment)
+                self._post(self._results.put_nowait, segment)
                 queue.metrics.count("results", "final")
-            self._tell(StopAsyncIteration())
+            self._post(self._results.put_nowait, StopAsyncIteration())
         except Exception as error:  # noqa: BLE001 - raised again where the file is awaited
-            self._tell(error)
+            self._post(self._results.put_nowait, error)
         queue.turns.end()
         self.close()
         queue.give_back(self.decoder)
@@ -272,9 +272,6 @@ class FileTask:
             raise StoppingError  # a client that has left does not get it
         if max(self.duration, self.whole_s) > (most_s := self._queue.limits.duration_s):
             raise TooLargeError(f"a file may have at most {most_s:g} seconds of audio", "file")
-
-    def _tell(self, item: Result | Exception) -> None:
-        self._post(self._results.put_nowait, item)
 
     def _post(self, call: Callable[..., object], *given: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed, so no client waits

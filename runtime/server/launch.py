@@ -37,8 +37,7 @@ so that the server soon reads a ping that follows audio; otherwise the client co
 _FEW_CONNECTIONS = 1024
 _FOR_ALL = 0o666  # file mode of a Unix socket; the permissions of its folder decide who may use it
 _AFTER_STOP_S = 2.0  # maximum seconds to wait for running files when the server stops
-_SAME_S = 0.5
-"""Seconds in which repeated signals count as one: timeout(1), for example, signals the process and its group."""
+_SAME_S = 0.5  # repeated signals within so many seconds count as one: timeout(1) signals the process and its group
 _HANDLED = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
 _early: list[bool] = []  # one item for each SIGHUP received before `handle_signals` was called
 _POLL_S = 0.1
@@ -51,13 +50,8 @@ SILENT_S = 20.0  # seconds for which a worker's event loop can be blocked before
 def launch(options: ServerOptions, models: Mapping[str, ModelChoice]) -> int:
     """Serve until a signal stops the server; return the exit code.
 
-    Args:
-        options: options of the server.
-        models: models that each worker loads, by the names clients use. The first is the default.
-
-    Raises:
-        OSError: a port cannot be opened.
-        BundleError: a bundle is missing or damaged.
+    Each worker loads the models, whose keys are the names that clients use. The first is the default. Raises OSError if
+    a port cannot be opened, and BundleError if a bundle is missing or damaged.
     """
     check_tls(options)
     Keys(options)  # raises errors before a model is loaded
@@ -73,7 +67,7 @@ def launch(options: ServerOptions, models: Mapping[str, ModelChoice]) -> int:
         if options.workers > 1:
             code = Team(options.workers, partial(_work, serve, options.log_format == "json")).run()
         else:
-            run_in_loop(serve())
+            run_in_loop(serve(0, None))
     LOGGER.info("stopped")
     return code
 
@@ -131,11 +125,7 @@ def _remove(file: Path, mine: os.stat_result) -> None:
 
 
 async def _serve(
-    options: ServerOptions,
-    models: Mapping[str, ModelChoice],
-    sockets: Mapping[str, socket.socket],
-    number: int = 0,
-    rows: Any = None,
+    options: ServerOptions, models: Mapping[str, ModelChoice], sockets: dict[str, socket.socket], number: int, rows: Any
 ) -> None:
     """Serve in this process. `rows` are the metrics shared with other workers. None: this is the only process.
 

@@ -23,13 +23,10 @@ from u2moe.runtime.errors import AudioWarning, U2moeError
 from u2moe.runtime.server.errors import UnavailableError
 from u2moe.runtime.server.metrics import Metrics
 
-REQUEST_ID: ContextVar[str] = ContextVar("u2moe_request_id", default="")
-"""Id of the request or connection that the current task serves."""
+REQUEST_ID: ContextVar[str] = ContextVar("u2moe_request_id", default="")  # of the task's request or connection
 LOGGER = logging.getLogger("u2moe.server")
 
-_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-_PERIOD_S = 60.0
-"""Seconds after a line during which other lines of its kind are only counted, so that clients cannot fill the disk."""
+_PERIOD_S = 60.0  # seconds after a line in which others of its kind are only counted, so clients cannot fill the disk
 _MOST_KINDS = 100  # maximum number of kinds of lines logged within `_PERIOD_S`
 _STDERR = "stderr"  # name of the logger for lines that other code writes to stderr
 _COUNTED = "is_counted"  # name of the attribute that marks records already rate-limited by `Incidents`
@@ -65,7 +62,7 @@ def log_to_stderr(worker: int | None = None, *, is_json: bool = False) -> None:
     handler.addFilter(_Rate().is_due)
     if is_json:
         sys.stderr = _LoggedLines()
-    line = _FORMAT.replace("%(message)s", f"{name}%(message)s")
+    line = f"%(asctime)s %(levelname)s %(name)s: {name}%(message)s"
     handler.setFormatter(_JsonFormatter(f"{name}%(message)s") if is_json else _Formatter(line))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     LOGGER.setLevel(logging.INFO)

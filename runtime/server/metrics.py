@@ -10,8 +10,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-LATENCY_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
-"""Upper bounds of the histograms' buckets in seconds."""
+LATENCY_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)  # upper bounds of the buckets in seconds
 
 _COUNTERS = {
     "connections": ("Connections that were accepted, by protocol.", "protocol", ()),
@@ -53,13 +52,12 @@ class Metrics:
     """Metrics of one worker, and totals of all workers that share `rows`. Thread-safe."""
 
     def __init__(self, protocols: Sequence[str] = (), rows: Any = None, worker: int = 0) -> None:
-        memory = shared_rows(1) if rows is None else rows
         self._labels = {name: values for name, (_, _, values) in _COUNTERS.items()} | {"connections": tuple(protocols)}
         names = [f"{name}:{label}" for name, labels in self._labels.items() for label in labels]
         names += [*_GAUGES, *_INTERNAL]
         names += [f"{name}:{part}" for name in _HISTOGRAMS for part in (*LATENCY_BUCKETS, "+Inf", "sum")]
         self._columns = {name: index for index, name in enumerate(names)}
-        self._rows = np.frombuffer(memory, np.float64).reshape(-1, _NUM_COLUMNS)
+        self._rows = np.frombuffer(shared_rows(1) if rows is None else rows, np.float64).reshape(-1, _NUM_COLUMNS)
         self._row = self._rows[worker]
         self._lock = threading.Lock()
         self._registry = CollectorRegistry()
@@ -110,8 +108,7 @@ class Metrics:
             yield GaugeMetricFamily(f"u2moe_{name}", summary, self.total(name))
         for name, summary in _HISTOGRAMS.items():
             bounds = [*map(str, LATENCY_BUCKETS), "+Inf"]
-            counts = accumulate(self.total(name, bound) for bound in bounds)
-            buckets = list(zip(bounds, counts, strict=True))
+            buckets = list(zip(bounds, accumulate(self.total(name, bound) for bound in bounds), strict=True))
             yield HistogramMetricFamily(f"u2moe_{name}", summary, buckets, self.total(name, "sum"))
         audio = self.total("audio_seconds", "stream") + self.total("audio_seconds", "file")
         compute = self.total("compute_seconds", "stream") + self.total("compute_seconds", "file")

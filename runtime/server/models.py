@@ -26,8 +26,6 @@ _MOST_WEIGHTS = 4
 language model itself."""
 _LEFT_CHUNKS = 4  # left context of live streams in chunks; it limits the memory and time of a stream
 _SEPARATORS = re.compile(r"[,;\n\r\u3001\uff0c\uff1b]+")
-_HAN = re.compile("[\u4e00-\u9fff]")
-_LATIN = re.compile("[A-Za-z]")
 _EDGES = " \t.!?\"'()[]:\u3002"
 _SYNTAX = re.compile(r"[][()<>|]")
 _HOTWORDS = Option(kind="record", help="phrases, each a string or [phrase, weight]", otherwise="the server's")
@@ -40,14 +38,10 @@ MOST_BEAM = int(REQUEST_OPTIONS["beam_size"].most or 1)  # maximum beam size tha
 
 
 class ServedModel:
-    """A model that clients may choose.
+    """A model that clients may choose. Files are decoded with the options of `recognizer`.
 
-    Attributes:
-        recognizer: recogniser of streams and files. Files are decoded with its options.
-        stream_options: default options of live streams.
-        languages: codes of its languages, from the options or the vocabulary.
-        costs: costs, relative to a plain stream, of four kinds of stream: default beam, widest beam, and the same two
-            with hotwords. A plain stream has the default beam and no hotwords.
+    `languages` are codes, from the options or the vocabulary. `costs`, relative to a plain stream (default beam and no
+    hotwords), are those of streams with the default beam, the widest beam, and the same two with hotwords.
     """
 
     def __init__(self, name: str, recognizer: Recognizer, options: ServerOptions) -> None:
@@ -78,11 +72,8 @@ class ServedModel:
     ) -> tuple[DecodingOptions, ContextGraph | None]:
         """Return the decoding options and hotwords of a request. Raises RequestError with the name of a wrong value.
 
-        Args:
-            default: default options of streams or of files.
-            given: values of `REQUEST_OPTIONS` in the request. A value of None stands for the default.
-            prompt: phrases between commas, semicolons or line ends. They are used as hotwords if `given` has neither
-                hotwords nor a grammar. Phrases that the vocabulary cannot spell are ignored.
+        A value of None in `given` stands for the default. Phrases in `prompt`, between commas, semicolons or line ends,
+        are used as hotwords if `given` has neither hotwords nor a grammar. Those that cannot be spelled are ignored.
         """
         changes: dict[str, Any] = {}
         for name, (field, declared) in client_options_of(DecodingOptions).items():
@@ -96,9 +87,7 @@ class ServedModel:
         if changes.get("language_model", NONE) != NONE:
             changes["language_model"] = await self._language_model(round(changes["language_model"], 1))
         hotwords = given.get("hotwords")
-        if "grammar" in changes and hotwords is None:
-            prompt = ""
-        prompted = (phrase.strip(_EDGES) for phrase in _SEPARATORS.split(prompt))
+        prompted = (phrase.strip(_EDGES) for phrase in _SEPARATORS.split("" if "grammar" in changes else prompt))
         words = await (self._hotwords(hotwords) if hotwords is not None else self.writable_hotwords(prompted))
         options = replace(default, **changes)
         if "grammar" in changes:
@@ -205,4 +194,4 @@ class ServedModel:
 def languages_of(symbols: Sequence[str]) -> list[str]:
     """Return which languages of WeNet's models ("zh", "en") have characters in symbols other than `<NAME>`."""
     text = "".join(symbol for symbol in symbols if not symbol.startswith("<"))
-    return [code for code, letters in (("zh", _HAN), ("en", _LATIN)) if letters.search(text)]
+    return [code for code, letters in (("zh", "[\u4e00-\u9fff]"), ("en", "[A-Za-z]")) if re.search(letters, text)]

@@ -14,13 +14,10 @@ from u2moe.runtime.server.options import Limits
 from u2moe.runtime.server.served_stream import Round, ServedStream
 from u2moe.runtime.stream import Stream
 
-_LIVE_LEAD_S = 1.0
-"""Seconds by which a live stream's audio may be ahead of the clock. A stream further ahead is not live."""
+_LIVE_LEAD_S = 1.0  # a stream whose audio is ahead of the clock by more seconds is not live
 _MAX_AHEAD = 4  # maximum number of non-live streams in a round
-_REST = 0.5
-"""Rest after a round of live streams, relative to the duration of the round. `_LONGEST_PERIOD_S` limits the rest."""
-_LONGEST_PERIOD_S = 0.1
-"""Maximum seconds from the start of a round to the start of the next, unless the round itself takes longer."""
+_REST = 0.5  # rest after a round of live streams, relative to its duration; `_LONGEST_PERIOD_S` limits the rest
+_LONGEST_PERIOD_S = 0.1  # maximum seconds between the starts of rounds, unless a round itself takes longer
 
 
 class Scheduler:

@@ -24,10 +24,8 @@ from u2moe.runtime.server.options import Limits
 from u2moe.runtime.server.transport import earn
 from u2moe.runtime.stream import Stream
 
-_BUFFER_S = 0.16
-"""Maximum seconds of audio per buffer. Longer audio is split, so no client takes more than its share of a round."""
-_LEAST_S = 0.005
-"""Minimum seconds of audio in a buffer. Shorter audio waits for more audio, since each buffer has a fixed cost."""
+_BUFFER_S = 0.16  # maximum seconds of audio per buffer, so that no client takes more than its share of a round
+_LEAST_S = 0.005  # minimum seconds of audio in a buffer, since each buffer has a fixed cost; less audio waits for more
 _ROUND_S = 2.0  # seconds of waiting audio that suffice for a round, even without a complete chunk
 _MAX_UNREAD = 100  # number of unread final results at which the server stops reading the client's audio
 
@@ -109,7 +107,7 @@ class ServedStream:
         Audio is dropped if the input is finished, or if the stream is over because the server is stopping. Raises
         AudioError for invalid samples, which are not appended, TooLargeError, or the error that ended the stream.
         """
-        accepted, rate = as_samples(samples), self.sample_rate
+        accepted, rate, most_s = as_samples(samples), self.sample_rate, self._limits.queue_s
         if self.duration + len(accepted) / rate > self._limits.duration_s:
             raise TooLargeError(f"a stream may have at most {self._limits.duration_s:g} seconds of audio")
         if len(accepted):  # empty arrays could accumulate without limit
@@ -120,7 +118,7 @@ class ServedStream:
         accepted = self._take_small()
         size = max(round(_BUFFER_S * rate), 1)
         for start in range(0, len(accepted), size):
-            await self._until(self._has_room)
+            await self._until(lambda: self.is_over or (self.queued_s < most_s and len(self._finals) < _MAX_UNREAD))
             self._check()
             if self.is_over or self._finish_time is not None:
                 return
@@ -142,9 +140,6 @@ class ServedStream:
         if len(buffer):
             self._buffers.append((buffer, time.monotonic()))
             self.num_fed += len(buffer)
-
-    def _has_room(self) -> bool:
-        return self.is_over or (self.queued_s < self._limits.queue_s and len(self._finals) < _MAX_UNREAD)
 
     def finish(self) -> None:
         """Finish the input. All audio fed so far is still recognised. Idempotent."""

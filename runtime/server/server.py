@@ -36,15 +36,13 @@ from u2moe.runtime.server.protocols.wyoming import LINE_BYTES
 from u2moe.runtime.server.service import Service
 from u2moe.runtime.server.transport import CONNECTION, PacedConnection
 
-_PING_S = 5.0
-"""Seconds between pings. A ping detects a disconnected client even while much of the client's data is unread."""
+_PING_S = 5.0  # seconds between pings, which detect a lost client even while much of the client's data is unread
 _HANDSHAKE_S = 20.0
 _GRACE_S = 5  # seconds for connections to close when the server stops
 _ACCEPTED_AT_ONCE = 16
 _NO_DESCRIPTORS_S = 0.5
 _LEFT_TO_OTHERS_S = 0.005  # seconds for which new connections are left to workers with more free slots
-_DOUBT_S = 2.0
-"""Seconds for which a worker's event loop can be blocked before other workers stop leaving connections to it."""
+_DOUBT_S = 2.0  # other workers leave connections to a worker until its event loop is blocked for so many seconds
 _TICK_S = 0.1
 _MEDIA_TYPES = {
     ".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml",
@@ -52,8 +50,7 @@ _MEDIA_TYPES = {
 }  # fmt: skip
 _JSON_TYPES = {"integer": "integer", "number": "number", "flag": "boolean", "record": "array"}
 _PAGE = resources.files("u2moe.runtime.server.page")
-_MODULE = resources.files("u2moe.runtime.server.page.u2moe")
-"""The JavaScript module in runtime/web, with the microphone and the resampler."""
+_MODULE = resources.files("u2moe.runtime.server.page.u2moe")  # runtime/web: the microphone and the resampler
 _PAGE_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; connect-src 'self' ws: wss:; frame-ancestors 'none'"

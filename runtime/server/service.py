@@ -25,8 +25,7 @@ from u2moe.runtime.server.scheduler import Scheduler
 from u2moe.runtime.server.served_stream import ServedStream
 from u2moe.runtime.server.transport import in_place
 
-_MOST_HELD = 16 << 20
-"""Maximum bytes held for all clients without a slot together, not counting the buffers of their connections."""
+_MOST_HELD = 16 << 20  # bytes held for all clients without a slot, not counting the buffers of their connections
 _POLL_S = 0.05
 _AFTER_DRAIN_S = 5.0  # maximum seconds to wait for the last results of streams that were cut off
 

@@ -26,23 +26,19 @@ from u2moe.runtime.server.errors import IdleError, RequestError
 _Value = TypeVar("_Value")
 CONNECTION = "u2moe.connection"  # name of the state entry that holds a request's connection
 LEAST_BYTES_PER_S = 500  # minimum rate of HTTP bodies, in either direction
-_FIRST_BYTES, _LEAST_BYTES, _MOST_BYTES = 4096, 256, 16 << 10
-"""Initial, minimum and maximum number of bytes read at once."""
+_FIRST_BYTES, _LEAST_BYTES, _MOST_BYTES = 4096, 256, 16 << 10  # bytes read at once: initially, at least, at most
 _TURN_S = 0.001  # seconds that processing the bytes of one read should take
 _READ_S, _BYTE_S = 20e-6, 0.5e-9  # seconds that asyncio takes per read and per byte
 _REQUEST_S = 20.0  # seconds in which a client must send a request, not counting its body
-_UNREAD_S = 20.0
-"""Seconds between checks of a client that reads slowly. Meanwhile, it must read `LEAST_BYTES_PER_S` on average."""
+_UNREAD_S = 20.0  # a client that reads slowly must read `LEAST_BYTES_PER_S` on average in each such period
 _CLOSE_S = 10.0
 """Seconds for which the server still reads from a connection after closing it. Otherwise the client could lose the last
 data that the server sent."""
 _MOST_OPEN_S = 0.5
 """Maximum seconds of work on an incomplete message. Even a long message takes a hundredth of this time, unless it has a
 million fragments."""
-_DEAF_BYTES = 64 << 10
-"""Maximum number of bytes passed on after the server ends a WebSocket. They may contain the client's close frame."""
-_PROBE = b"HTTP/1.1 100 Continue\r\n\r\n"
-"""Response that HTTP/1.1 clients ignore. If the client has disconnected, its system answers with a reset."""
+_DEAF_BYTES = 64 << 10  # maximum bytes passed on after the end of a WebSocket; they may contain its close frame
+_PROBE = b"HTTP/1.1 100 Continue\r\n\r\n"  # HTTP/1.1 clients ignore it; the system of a lost client answers by a reset
 _REFUSAL = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 ANSWERS = ("http.response.start", "websocket.accept", "websocket.http.response.start")
 """Types of messages that begin a response."""
@@ -58,11 +54,8 @@ class PacedConnection(asyncio.BufferedProtocol):
     Each turn takes about a millisecond. Nothing is read while the client waits because of its debt, while the inner
     protocol pauses reading, or while the client does not read. A closed connection discards incoming data.
 
-    Args:
-        visit: account of the connection's processor time.
-        served: open connections.
-        fail: counts an error that ends the connection.
-        is_http: whether the client must send HTTP requests.
+    `visit` counts the connection's processor time, `served` has the open connections, and `fail` counts an error that
+    ends the connection. If `is_http`, the client must send HTTP requests.
     """
 
     inner: asyncio.BaseProtocol  # serves the client; HTTP may replace itself with a WebSocket protocol

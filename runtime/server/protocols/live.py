@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Literal
 
 from u2moe.runtime.declarations import Checked, option, options_of
-from u2moe.runtime.options import DecodingOptions, EndpointConfig, EndpointRule
+from u2moe.runtime.options import EndpointConfig, EndpointRule
 from u2moe.runtime.server.connection import Connection, Protocol, converse, parse_object, plain_number, read_samples
 from u2moe.runtime.server.errors import RequestError, refusing
 from u2moe.runtime.server.models import REQUEST_OPTIONS
@@ -17,11 +17,8 @@ from u2moe.runtime.server.served_stream import ServedStream
 
 Encoding = Literal["pcm_s16le", "pcm_f32le"]
 _KINDS = {"pcm_s16le": "<i2", "pcm_f32le": "<f4"}
-_LONGEST_CHUNK_S = 5.0
-"""Maximum seconds of audio in a chunk, unless the server's chunks are longer. Other clients wait while a chunk is
-encoded."""
-_LONGEST_SEGMENT_S = 60.0
-"""Maximum seconds of audio in a segment. Memory and the time of the second pass grow with a segment's length."""
+_LONGEST_CHUNK_S = 5.0  # maximum length of a chunk, unless the server's are longer; others wait while it is encoded
+_LONGEST_SEGMENT_S = 60.0  # longest segment; its length determines memory and the time of the second pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,16 +60,6 @@ class StreamRequest(Checked):
             values["endpoint"] = _parse_endpoint(values["endpoint"])
         return cls(**values, decoding=decoding)
 
-    def options(self, default: DecodingOptions, frame_s: float) -> DecodingOptions:
-        """Return `default` with the request's changes. `frame_s` is the duration of an encoder frame in seconds."""
-        chunk_size = self.chunk_size or default.chunk_size
-        if chunk_size is not None:
-            least = default.chunk_size or 1
-            most = max(int(_LONGEST_CHUNK_S / frame_s), least)
-            if not least <= chunk_size <= most:
-                raise RequestError(f"chunk_size must be between {least} and {most}, got {chunk_size}", "chunk_size")
-        return dataclasses.replace(default, chunk_size=chunk_size, endpoint=self.endpoint or default.endpoint)
-
 
 OPTIONS = {**options_of(StreamRequest), **REQUEST_OPTIONS}  # options of a request, by name
 
@@ -84,7 +71,13 @@ async def run(connection: Connection) -> None:
         connection.slot.model = connection.service.model(request.model)
     model = connection.slot.model
     default, hotwords = await model.decoding(model.stream_options, request.decoding)
-    decoding = request.options(default, model.recognizer.bundle.manifest.frame_s)
+    chunk_size = request.chunk_size or default.chunk_size
+    if chunk_size is not None:
+        least = default.chunk_size or 1
+        most = max(int(_LONGEST_CHUNK_S / model.recognizer.bundle.manifest.frame_s), least)
+        if not least <= chunk_size <= most:
+            raise RequestError(f"chunk_size must be between {least} and {most}, got {chunk_size}", "chunk_size")
+    decoding = dataclasses.replace(default, chunk_size=chunk_size, endpoint=request.endpoint or default.endpoint)
     stream = await connection.slot.open_stream(request.sample_rate, decoding, hotwords)
     await connection.send({"type": "ready", "sample_rate": plain_number(request.sample_rate)})
     await converse(_read(connection, stream, _KINDS[request.encoding]), _write(connection, stream, request))

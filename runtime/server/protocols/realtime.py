@@ -35,7 +35,6 @@ _LEAST_SILENCE_MS = 500  # minimum silence that ends an item; shorter silences a
 _TRANSCRIPTION = "conversation.item.input_audio_transcription"
 _EMPTY = "input_audio_buffer_commit_empty"
 
-
 _Settings = dict[str, Any]
 """Settings of the client as in the protocol, which can change between items: `format` (type and, for PCM, rate),
 `noise_reduction` (None), `transcription` (model and its options, as in `ServedModel.decoding`) and `turn_detection`
@@ -168,17 +167,15 @@ class _Conversation:
         asked = settings["transcription"]
         model = self._connection.service.model(asked["model"])
         model.check_language(asked.get("language"))
-        decoding, hotwords = await model.decoding(model.stream_options, asked, prompt=asked["prompt"])
+        self._decoding, self._hotwords = await model.decoding(model.stream_options, asked, prompt=asked["prompt"])
         self._settings = {**settings, "transcription": {**asked, "model": model.name}}
-        self._decoding, self._hotwords = decoding, hotwords
         self._connection.slot.model = model
 
     async def write(self) -> None:
         """Send the results of each source until the server stops."""
         while True:
             source = await self._sources.get()
-            write = self._write_item if source.settings["turn_detection"] is None else self._write_turns
-            await write(source)
+            await (self._write_item if source.settings["turn_detection"] is None else self._write_turns)(source)
             if self._connection.slot.is_drained:
                 return
 

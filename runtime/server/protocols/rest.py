@@ -43,12 +43,9 @@ RESPONSE_FORMATS = {
 """Media types of OpenAI's and u2moe's response formats, by format."""
 _GRANULARITY, _GRANULARITIES = "timestamp_granularities", ("segment", "word")
 _LEAST_CONFIDENCE = 1e-6
-_SILENCE_S = 15.0
-"""Seconds without data after which a space or an event is sent, since proxies time out after 30 or 60 seconds."""
+_SILENCE_S = 15.0  # after so long without data, a space or an event is sent: proxies time out after 30 or 60 seconds
 _PROGRESS_S = 1.0
 _BLANK = " "
-_MAX_FIELD_BYTES = 64 << 10
-_MAX_FIELDS = 50
 _BYTES_PER_AUDIO_S = 1e6  # bytes of an upload that earn as much processor time as a second of audio
 
 
@@ -133,9 +130,8 @@ async def _receive_form(request: Request, limits: Limits, task: FileTask) -> tup
         raise RequestError("a form must not be compressed (Content-Encoding)")
     if settings.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):  # other charsets can take quadratic time
         raise RequestError("a form must be UTF-8")
-    limited = {"max_files": 1, "max_fields": _MAX_FIELDS, "max_part_size": _MAX_FIELD_BYTES}
     try:
-        form = await Request(request.scope, receive).form(**limited)
+        form = await Request(request.scope, receive).form(max_files=1, max_fields=50, max_part_size=64 << 10)
     except (HTTPException, FormParserError) as error:
         reason = error.detail if isinstance(error, HTTPException) else error
         raise RequestError(f"the form is damaged: {reason}") from error
@@ -190,7 +186,9 @@ async def _events(wanted: _Wanted, task: FileTask) -> AsyncIterator[str]:
         if segment is None:
             yield _event(_progress(task))
         else:
-            yield _event({**wanted.delta(segment, added_text(texts, segment.text)), "progress": _progress(task)})
+            details = {"segment": dataclasses.asdict(segment)} if wanted.format == "verbose_json" else {}
+            event = {"type": "transcript.text.delta", "delta": added_text(texts, segment.text), **details}
+            yield _event({**event, "progress": _progress(task)})
             texts.append(segment.text)
     yield _event({"type": "transcript.text.done", "text": join_texts(texts), "usage": _usage(task.duration)})
     yield "data: [DONE]\n\n"
@@ -222,33 +220,28 @@ class _Wanted:
 
     def __init__(self, form: FormData, name: str, model: ServedModel) -> None:
         self.name = name
-        self._format = _value(form, "response_format") or "json"
+        self.format = _value(form, "response_format") or "json"
         self._granularities = form.getlist(f"{_GRANULARITY}[]") or form.getlist(_GRANULARITY) or ["segment"]
         self._language = _value(form, "language") or (model.languages[0] if len(model.languages) == 1 else "")
         with refusing():
-            checked_choice("response_format", self._format, RESPONSE_FORMATS)
+            checked_choice("response_format", self.format, RESPONSE_FORMATS)
             for granularity in self._granularities:
                 checked_choice(_GRANULARITY, granularity, _GRANULARITIES)
             checked_number("temperature", _value(form, "temperature") or 0, least=0, most=1, from_text=True)
         model.check_language(_value(form, "language"))
         self.is_stream = _value(form, "stream").lower() in ("true", "1")
-        self.is_json = self._format.endswith("json")
-        self.media_type = "text/event-stream" if self.is_stream else RESPONSE_FORMATS[self._format]
+        self.is_json = self.format.endswith("json")
+        self.media_type = "text/event-stream" if self.is_stream else RESPONSE_FORMATS[self.format]
         self.options = {name: _option(name, text) for name in REQUEST_OPTIONS if (text := _value(form, name))}
-
-    def delta(self, segment: Result, text: str) -> dict[str, Any]:
-        """Return the event for a segment, with `text` and, for verbose JSON, the whole segment."""
-        event = {"type": "transcript.text.delta", "delta": text}
-        return {**event, "segment": dataclasses.asdict(segment)} if self._format == "verbose_json" else event
 
     def answer(self, transcript: Transcript) -> str:
         """Return the transcript in the requested format."""
-        if self._format == "text":
+        if self.format == "text":
             return transcript.text + "\n"
         if not self.is_json:
-            return format_transcript(transcript, self._format, name=self.name)
+            return format_transcript(transcript, self.format, name=self.name)
         answer: dict[str, Any] = {"text": transcript.text}
-        if self._format == "verbose_json":
+        if self.format == "verbose_json":
             duration, segments = round(transcript.duration, 3), transcript.segments
             answer |= {"task": "transcribe", "language": self._language, "duration": duration}
             if "word" in self._granularities:

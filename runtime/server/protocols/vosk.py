@@ -43,8 +43,7 @@ async def run(connection: Connection) -> None:
             raise RequestError("expected audio or one of 'config', 'reset' and 'eof'")
         await stream.settle()
         finals += stream.take_finals()
-        answer = _final(finals, config) if finals or stream.is_over else {"partial": stream.partial_text}
-        await connection.send(answer)
+        await connection.send(_final(finals, config) if finals or stream.is_over else {"partial": stream.partial_text})
         if stream.is_over:
             if command is None or "eof" in command:
                 return
@@ -68,11 +67,8 @@ def _read_config(value: Any, before: dict[str, Any]) -> dict[str, Any]:
 
 def _final(finals: list[Result], config: dict[str, Any]) -> dict[str, Any]:
     text = join_texts([final.text for final in finals])
-    words = [
-        {"conf": word.confidence, "end": word.end, "start": word.start, "word": word.word}
-        for final in finals
-        for word in final.words
-    ]
+    spoken = (word for final in finals for word in final.words)
+    words = [{"conf": word.confidence, "end": word.end, "start": word.start, "word": word.word} for word in spoken]
     result = {"result": words} if config["words"] and words else {}
     if not (num_alternatives := int(config["max_alternatives"])):
         return {**result, "text": text}

@@ -14,10 +14,8 @@ from u2moe.runtime.server.served_stream import ServedStream
 from u2moe.runtime.validation import checked_flag, checked_integer
 
 _SAMPLE_RATE = 16_000
-_MAX_NBEST = 100
 _UNIT_MS = 100  # milliseconds from the start of a unit to its peak: `time_stamp_gap_` of WeNet's decoder
-_LATE_AUDIO_S = 0.1
-"""Seconds after "end" in which audio is still accepted, because WeNet's web page sends one more buffer."""
+_LATE_AUDIO_S = 0.1  # seconds after "end" in which audio is accepted: WeNet's web page sends one more buffer
 
 
 async def run(connection: Connection) -> None:
@@ -29,7 +27,7 @@ async def run(connection: Connection) -> None:
     if start.get("signal") != "start":
         raise RequestError(f"expected the signal 'start', got {start.get('signal')!r}")
     with refusing():
-        nbest = checked_integer("nbest", start.get("nbest", 1), least=1, most=_MAX_NBEST)
+        nbest = checked_integer("nbest", start.get("nbest", 1), least=1, most=100)
         is_continuous = checked_flag("continuous_decoding", start.get("continuous_decoding", False))
     stream = await connection.slot.open_stream(_SAMPLE_RATE)
     stream.num_alternatives = nbest
@@ -69,12 +67,10 @@ async def _send(connection: Connection, result: Result, nbest: int) -> None:
     """Send a result. The field `nbest` is JSON within a string, as in WeNet's server."""
     sentences: list[dict[str, Any]] = [{"sentence": each.text} for each in result.nbest[:nbest]] or [{"sentence": ""}]
     if result.is_final:
-        recognizer = connection.slot.model.recognizer
         for sentence, each in zip_longest(sentences, result.nbest[:nbest]):
-            sentence["word_pieces"] = [] if each is None else _pieces(each, recognizer)
+            sentence["word_pieces"] = [] if each is None else _pieces(each, connection.slot.model.recognizer)
     kind = "final_result" if result.is_final else "partial_result"
-    told = json.dumps(sentences, ensure_ascii=False)
-    await connection.send({"status": "ok", "type": kind, "nbest": told})
+    await connection.send({"status": "ok", "type": kind, "nbest": json.dumps(sentences, ensure_ascii=False)})
 
 
 def _pieces(alternative: Alternative, recognizer: Recognizer) -> list[dict[str, Any]]:

@@ -25,8 +25,7 @@ from u2moe.runtime.server.service import Service, Slot
 from u2moe.runtime.text.vocabulary import join_texts
 from u2moe.runtime.validation import checked_integer
 
-LINE_BYTES = 16 << 10
-"""Maximum bytes of the line at the start of an event. `asyncio.StreamReader` buffers twice this number."""
+LINE_BYTES = 16 << 10  # maximum bytes of an event's first line; `asyncio.StreamReader` buffers twice this number
 _DATA_BYTES = 256 << 10  # maximum bytes of an event's data
 _EVENTS_PER_TURN = 50
 _SAMPLES = {1: "i1", 2: "<i2", 4: "<i4"}  # types of signed samples by their size in bytes
