@@ -1,4 +1,4 @@
-"""What protocols share: admission, closing and errors of WebSockets, messages with timeouts, parsing of messages."""
+"""Shared by protocols: admission, closing and errors of WebSockets, messages with timeouts, parsing of messages."""
 
 import asyncio
 import contextlib

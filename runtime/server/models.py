@@ -73,7 +73,7 @@ class ServedModel:
         """Return the decoding options and hotwords of a request. Raises RequestError with the name of a wrong value.
 
         A value of None in `given` stands for the default. Phrases in `prompt`, between commas, semicolons or line ends,
-        are used as hotwords if `given` has neither hotwords nor a grammar. Those that cannot be spelled are ignored.
+        are used as hotwords if `given` has neither hotwords nor a grammar. It ignores phrases that it cannot spell.
         """
         changes: dict[str, Any] = {}
         for name, (field, declared) in client_options_of(DecodingOptions).items():
