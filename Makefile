@@ -10,7 +10,7 @@ COMPILER := $(shell command -v $(CXX))
 NPM := $(shell command -v npm)
 BROWSER = examples/browser
 NODE_MODULES = $(BROWSER)/node_modules/.package-lock.json
-WORKERS = -n auto --dist loadfile --no-loadscope-reorder
+WORKERS = -n $(shell $(PYTHON) -c "import os; print(1 + os.cpu_count())") --dist loadfile --no-loadscope-reorder
 # The kernels' library also contains the search of the C++ runtime.
 KERNELS = $(shell git ls-files runtime/kernels runtime/cpp/include runtime/cpp/source)
 # C++, JavaScript and the demo model are separate distributions; the server's page uses JavaScript's microphone.
@@ -69,7 +69,7 @@ types: .venv/ready
 docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict
 
-# One process for each core. The tests of a file share fixtures, so a file stays in one process. Files run in the order of their
+# One process more than cores, since some tests wait in real time. The tests of a file share fixtures, so a file stays in one process. Files run in the order of their
 # names; xdist would start files with few tests last, and the slowest are among them. If a compiler is found, tests use the native
 # kernels, and some also run on onnxruntime without them. If npm is found, JavaScript is tested.
 unit: .venv/ready $(if $(COMPILER),.venv/kernels) $(if $(NPM),$(NODE_MODULES))

@@ -147,7 +147,7 @@ def test_who_sends_no_more_is_not_kept_after_an_error(server, monkeypatch):
 
 def test_a_response_is_not_copied_for_who_does_not_read(server):
     with server.open_plain() as plain:
-        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 15)
         plain.sendall(b"GET /u2moe/core.wasm HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
 
         def unread():
