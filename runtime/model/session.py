@@ -94,10 +94,14 @@ class Session:
         except ONNXRUNTIME_ERRORS as error:
             shapes = {name: tuple(value.shape) for name, value in feeds.items()}
             raise ProviderError(f"{self.graph.name} failed on {self.providers[0]} for {shapes}: {error}") from error
-        config, inputs = self._config, self.graph.inputs
-        sizes = {
-            axis: size for tensor in inputs for axis, size in zip(tensor.axes, arrays[tensor.name].shape, strict=True)
-        }
+        self._check_shapes(arrays, outputs)
+        return dict(zip(self._output_names, outputs, strict=True))
+
+    def _check_shapes(self, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[npt.NDArray[Any]]) -> None:
+        """Raise ProviderError if an output has other sizes than the contract and the inputs determine."""
+        config, sizes = self._config, dict[str | int, int]()
+        for tensor in self.graph.inputs:
+            sizes.update(zip(tensor.axes, feeds[tensor.name].shape, strict=True))
         sizes |= {"vocab_size": config.vocab_size, "length_and_eos": sizes.get("length", 0) + 1}
         if "frames" in sizes:
             sizes["time"] = (sizes["frames"] - config.window) // config.subsampling_rate + 1
@@ -105,7 +109,6 @@ class Session:
             expected = tuple(sizes.get(axis, size) for axis, size in zip(tensor.axes, output.shape, strict=True))
             if output.shape != expected:
                 raise ProviderError(f"{self._file}: output {tensor.name} is {output.shape}, expected {expected}")
-        return dict(zip(self._output_names, outputs, strict=True))
 
 
 def _refuse_what_crashes(file: Path, manifest: Manifest, settings: SessionSettings) -> None:
