@@ -3,6 +3,7 @@
 
 import copy
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -57,11 +58,20 @@ def clip(tmp_path_factory, demo):
     return cut
 
 
+@pytest.fixture(scope="module")
+def transcribed(demo, clip):
+    return functools.cache(lambda options: demo.transcribe(clip, options=options))
+
+
 @pytest.mark.parametrize("name", OPTIONS)
-def test_every_option_changes_results(demo, clip, name):
+def test_every_option_changes_results_also_as_default_of_a_bundle(demo, clip, transcribed, name):
     before = DecodingOptions(**BESIDE.get(name, {}))
-    after = dataclasses.replace(before, **{name: OTHERS[name]})
-    assert demo.transcribe(clip, options=after) != demo.transcribe(clip, options=before)
+    expected = transcribed(dataclasses.replace(before, **{name: OTHERS[name]}))
+    assert expected != transcribed(before)
+    if OPTIONS[name].in_bundle:
+        bundle, value = copy.copy(demo.bundle), None if name == "language_model" else OTHERS[name]
+        bundle.manifest = with_decoding(bundle.manifest, **{name: value})
+        assert Recognizer(bundle, demo.model).transcribe(clip, options=before) == expected
 
 
 def test_turn_moves_the_ends_of_utterances_by_a_language_model(demo, clip):
@@ -71,16 +81,6 @@ def test_turn_moves_the_ends_of_utterances_by_a_language_model(demo, clip):
     assert demo.transcribe(clip, options=after) != demo.transcribe(clip, options=before)
     alone = [dataclasses.replace(each, language_model="none") for each in (before, after)]
     assert demo.transcribe(clip, options=alone[0]) == demo.transcribe(clip, options=alone[1])
-
-
-@pytest.mark.parametrize("name", [name for name, declared in OPTIONS.items() if declared.in_bundle])
-def test_a_bundle_chooses_the_default(demo, clip, name):
-    bundle, value = copy.copy(demo.bundle), None if name == "language_model" else OTHERS[name]
-    bundle.manifest = with_decoding(bundle.manifest, **{name: value})
-    options = DecodingOptions(**BESIDE.get(name, {}))
-    found = Recognizer(bundle, demo.model).transcribe(clip, options=options)
-    given = dataclasses.replace(options, **{name: OTHERS[name]})
-    assert found == demo.transcribe(clip, options=given) != demo.transcribe(clip, options=options)
 
 
 @pytest.mark.parametrize("name", [name for name, declared in OPTIONS.items() if declared.flag])

@@ -18,25 +18,36 @@ from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.graph.activation import ACTIVATIONS, lowest_of
 from u2moe.runtime.model.session import ONNXRUNTIME_ERRORS
 
-ROUNDING = 3e-6
-"""Relative error of a row from the order of additions only."""
-STEPS = 0.03
-"""The same if a few hidden activations are rounded to the other integer."""
 INT8 = Int8Conversion()
+MOST_ROWS = 65536
 
 
-def row_errors(expected, found):
-    """Return the error of each row, relative to the mean size of a row."""
-    expected, found = (array.reshape(-1, array.shape[-1]).astype(np.float64) for array in (expected, found))
-    size = np.sqrt(np.mean(np.sum(np.square(expected), axis=1))) if expected.size else 1.0
-    return np.linalg.norm(expected - found, axis=1) / max(size, 1e-30)
+def outputs(model, library, feeds):
+    """Return the first output of the function and of the native kernel."""
+    return [session_with(model, file).run(None, feeds)[0] for file in (None, library)]
 
 
 def check_rows(expected, found):
-    errors = row_errors(expected, found)
+    """Compare the error of each row, relative to the mean size of a row, with that of the order of additions, and for
+    a few rows with that of a hidden activation rounded to the other integer."""
     assert found.shape == expected.shape
-    assert (errors < STEPS).all(), errors.max()
-    assert np.count_nonzero(errors > ROUNDING) <= 2 + len(errors) // 4, np.sort(errors)
+    expected, found = (array.reshape(-1, array.shape[-1]).astype(np.float64) for array in (expected, found))
+    assert np.isfinite(found).all()
+    size = np.sqrt(np.mean(np.sum(np.square(expected), axis=1))) if expected.size else 1.0
+    errors = np.linalg.norm(expected - found, axis=1) / max(size, 1e-30)
+    assert (errors < 0.03).all(), errors.max()
+    assert np.count_nonzero(errors > 3e-6) <= 2 + len(errors) // 4, np.sort(errors)
+
+
+def product_of(weight, scale, **options):
+    """Build a model with one product of quantized rows."""
+    fed, weights = {"q": np.uint8, "row_scale": np.float32}, {"weight": weight, "scale": scale}
+    return layer_model(INT8.product_of_rows(bias=bool(options)), fed, weights | options, {})
+
+
+def rows_of(random, num_rows, width, spread):
+    """Return rows of unequal size."""
+    return (random.standard_normal((num_rows, width)) * random.lognormal(0, spread, (num_rows, 1))).astype(np.float32)
 
 
 def in_int8(weights, mixture, sizes):
@@ -55,10 +66,8 @@ def in_int8(weights, mixture, sizes):
 
 
 MIXTURES = st.builds(
-    lambda num_experts, top_k, activation, bias,
-    block_size: Mixture(
-        num_experts=num_experts, top_k=min(top_k, num_experts), activation=activation, bias=bias,
-        weights="int4" if block_size else "int8", block_size=block_size,
+    lambda num_experts, top_k, activation, bias, block_size: mixture_of(
+        num_experts, top_k, block_size, activation=activation, bias=bias
     ),
     num_experts=st.one_of(st.integers(1, 9), st.sampled_from([16, 17, 33, 64])), top_k=st.integers(1, 4),
     activation=st.sampled_from([*ACTIVATIONS]), bias=st.booleans(), block_size=st.sampled_from([0, 0, 16, 32, 64, 128]),
@@ -67,53 +76,45 @@ SIZES = st.tuples(st.integers(1, 70), st.one_of(st.integers(1, 70), st.integers(
 TOKENS = st.one_of(st.integers(0, 40), st.sampled_from([64, 129, 300]))
 
 
-def random_mixture(mixture, dim, hidden, seed):
-    random = np.random.default_rng(seed)
-    weights = mixture_weights(random, mixture, dim, hidden)
-    return mixture_model(mixture, weights, dim, hidden), weights, random
+def mixture_of(num_experts, top_k, block_size, activation="swish", **chosen):
+    """Return a mixture in int4 or, if `block_size` is 0, int8."""
+    form = {"weights": "int4" if block_size else "int8", "block_size": block_size, "activation": activation}
+    return Mixture(num_experts=num_experts, top_k=min(top_k, num_experts), **form, **chosen)
 
 
 def check_mixture(library, mixture, sizes, x, seed):
     """Compare int8 with its function, and 4 bits with int8 to the last bit."""
-    model, weights, _ = random_mixture(mixture, *sizes, seed)
+    weights = mixture_weights(np.random.default_rng(seed), mixture, *sizes)
+    model = mixture_model(mixture, weights, *sizes)
     if mixture.weights == "int4":
         (in_four,) = session_with(model, library).run(None, {"x": x})
         mixture = dataclasses.replace(mixture, weights="int8", block_size=0)
         model = mixture_model(mixture, in_int8(weights, mixture, sizes), *sizes)
         np.testing.assert_array_equal(session_with(model, library).run(None, {"x": x})[0], in_four)
-    expected, found = (session_with(model, file).run(None, {"x": x})[0] for file in (None, library))
-    check_rows(expected, found)
-    assert np.isfinite(found).all()
+    check_rows(*outputs(model, library, {"x": x}))
 
 
 @given(mixture=MIXTURES, sizes=SIZES, num_tokens=TOKENS, seed=st.integers(0, 99))
 def test_a_mixture_computes_what_its_function_does(library, mixture, sizes, num_tokens, seed):
-    random = np.random.default_rng(seed)
-    x = (random.standard_normal((num_tokens, sizes[0])) * random.lognormal(0, 1, (num_tokens, 1))).astype(np.float32)
-    check_mixture(library, mixture, sizes, x, seed)
+    check_mixture(library, mixture, sizes, rows_of(np.random.default_rng(seed), num_tokens, sizes[0], 1), seed)
 
 
 @pytest.mark.parametrize("num_experts", [1, 3])
-@pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_hidden_activations_beyond_a_cache(library, kind, num_experts):
+@pytest.mark.parametrize("block_size", [0, 32])
+def test_hidden_activations_beyond_a_cache(library, block_size, num_experts):
     """Rows of an expert in several parts, and experts in several groups: 384 kB can store 65 rows of this size."""
-    mixture = Mixture(
-        num_experts=num_experts, top_k=min(2, num_experts), activation="swish", weights=kind,
-        block_size=32 * (kind == "int4"),
-    )  # fmt: skip
     x = np.random.default_rng(7).standard_normal((300, 40)).astype(np.float32)
-    check_mixture(library, mixture, (40, 1500), x, 7)
+    check_mixture(library, mixture_of(num_experts, 2, block_size), (40, 1500), x, 7)
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4", "gated"])
 def test_threads_and_neighbours_change_no_bit(library, kind):
     """Neither the number of threads nor other rows of the call matter."""
+    random, mixture = np.random.default_rng(2), mixture_of(5, 2, 32 * (kind == "int4"))
     if kind == "gated":
-        random = np.random.default_rng(9)
         model = feed_forward_model("swish", (200, 1500), bias=True, is_gated=True, random=random)
     else:
-        mixture = Mixture(num_experts=5, top_k=2, activation="swish", weights=kind, block_size=32 * (kind == "int4"))
-        model, _, random = random_mixture(mixture, 200, 330, seed=2)
+        model = mixture_model(mixture, mixture_weights(random, mixture, 200, 330), 200, 330)
     x = random.standard_normal((150, 200)).astype(np.float32)
     (whole,) = session_with(model, library).run(None, {"x": x})
     for num_threads in (2, 3, 5):
@@ -128,87 +129,63 @@ def test_threads_and_neighbours_change_no_bit(library, kind):
 )
 def test_products_compute_what_numpy_does(library, num_rows, inner, columns, kind, seed):
     random = np.random.default_rng(seed)
-    x = (random.standard_normal((num_rows, inner)) * random.lognormal(0, 2, (num_rows, 1))).astype(np.float32)
-    weight, scale = int8_columns(random_matrix(random, inner, columns))
+    x, (weight, scale) = rows_of(random, num_rows, inner, 2), int8_columns(random_matrix(random, inner, columns))
     rows = layer_model(INT8.rows(kind or None), {"x": np.float32}, {}, {"activation": kind})
-    weights = {"weight": weight, "scale": scale}
-    product = layer_model(INT8.product_of_rows(), {"q": np.uint8, "row_scale": np.float32}, weights, {})
     q, row_scale = session_with(rows, library).run(None, {"x": x})
     lowest = np.float32(lowest_of(kind) or 0.0)
     peak = np.maximum(np.abs(x).max(axis=1, keepdims=True), lowest)
     np.testing.assert_array_equal(row_scale, peak * np.float32(1 / 127))
     with np.errstate(invalid="ignore"):
-        integers = np.rint(x / row_scale) + 128
-    np.testing.assert_array_equal(q, integers)
-    (found,) = session_with(product, library).run(None, {"q": q, "row_scale": row_scale})
+        np.testing.assert_array_equal(q, np.rint(x / row_scale) + 128)
+    (found,) = session_with(product_of(weight, scale), library).run(None, {"q": q, "row_scale": row_scale})
     expected = (((q.astype(np.int64) - 128) @ weight.astype(np.int64)).astype(np.float32) * scale) * row_scale
     np.testing.assert_array_equal(found, expected)
 
 
-def test_pairs_beyond_16_bits_are_exact_and_longer_rows_an_error(library):
-    """All weights and activations have the largest magnitude, which saturates sums of pairs in 16 bits."""
-    x = np.ones((5, 128), np.float32)
-    weights = {"weight": np.full((128, 40), 127, np.int8), "scale": np.ones(40, np.float32)}
-    rows = layer_model(INT8.rows(), {"x": np.float32}, {}, {"activation": ""})
-    product = layer_model(INT8.product_of_rows(), {"q": np.uint8, "row_scale": np.float32}, weights, {})
-    q, row_scale = session_with(rows, library).run(None, {"x": x})
-    (found,) = session_with(product, library).run(None, {"q": q, "row_scale": row_scale})
-    np.testing.assert_allclose(found, np.full((5, 40), 128 * 127.0), rtol=1e-6)
-    weights = {"weight": np.ones((MOST_ROWS + 1, 1), np.int8), "scale": np.ones(1, np.float32)}
-    product = layer_model(INT8.product_of_rows(), {"q": np.uint8, "row_scale": np.float32}, weights, {})
-    with pytest.raises(ONNXRUNTIME_ERRORS, match="a weight has 65537 rows, expected at most 65536"):
-        session_with(product, library)
-
-
-MOST_ROWS = 65536
-
-
 @pytest.mark.parametrize("weight", [-128, 127])
-def test_sums_of_the_longest_rows_are_exact(library, weight):
-    """32 bits can store them, with little room."""
-    weights = {"weight": np.full((MOST_ROWS, 2), weight, np.int8), "scale": np.ones(2, np.float32)}
-    product = layer_model(INT8.product_of_rows(), {"q": np.uint8, "row_scale": np.float32}, weights, {})
+def test_sums_of_the_longest_rows_are_exact_and_longer_rows_an_error(library, weight):
+    """32 bits can store them, with little room; sums of pairs would saturate 16 bits."""
+    made = [
+        product_of(np.full((num, 2), weight, np.int8), np.ones(2, np.float32)) for num in (MOST_ROWS, MOST_ROWS + 1)
+    ]
     q = np.stack([np.full(MOST_ROWS, code, np.uint8) for code in (0, 255)])
-    (found,) = session_with(product, library).run(None, {"q": q, "row_scale": np.ones((2, 1), np.float32)})
+    (found,) = session_with(made[0], library).run(None, {"q": q, "row_scale": np.ones((2, 1), np.float32)})
     exact = np.array([-128.0, 127.0])[:, np.newaxis] * weight * MOST_ROWS
     np.testing.assert_allclose(found, np.tile(exact, 2), rtol=1e-6)
+    with pytest.raises(ONNXRUNTIME_ERRORS, match="a weight has 65537 rows, expected at most 65536"):
+        session_with(made[1], library)
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4"])
-@pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38, 1e-44])
-def test_numbers_at_the_limits_stay_in_their_rows(library, bad, kind):
-    mixture = Mixture(num_experts=4, top_k=2, activation="swish", weights=kind, block_size=32 * (kind == "int4"))
-    model, _, random = random_mixture(mixture, 48, 64, seed=4)
+@pytest.mark.parametrize("block_size", [0, 32])
+def test_numbers_at_the_limits_stay_in_their_rows(library, block_size):
+    random, mixture = np.random.default_rng(4), mixture_of(4, 2, block_size)
+    session = session_with(mixture_model(mixture, mixture_weights(random, mixture, 48, 64), 48, 64), library)
     x = random.standard_normal((6, 48)).astype(np.float32)
-    session = session_with(model, library)
     (expected,) = session.run(None, {"x": x})
-    x[2] = bad
-    (found,) = session.run(None, {"x": x})
-    np.testing.assert_array_equal(np.delete(found, 2, axis=0), np.delete(expected, 2, axis=0))
-    assert np.isfinite(found[2]).all() or bad > 1 or np.isnan(bad)
-    assert not np.isfinite(found[2]).all() or bad < 1e38
+    for bad in (np.nan, np.inf, 3e38, 1e-44):
+        x[2] = bad
+        (found,) = session.run(None, {"x": x})
+        np.testing.assert_array_equal(np.delete(found, 2, axis=0), np.delete(expected, 2, axis=0))
+        assert np.isfinite(found[2]).all() or bad > 1 or np.isnan(bad)
+        assert not np.isfinite(found[2]).all() or bad < 1e38
 
 
-@pytest.mark.parametrize("num_rows", [0, 1, 5, 70])
 @pytest.mark.parametrize("kind", [None, "swish"])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_linear_layer_computes_what_its_function_does(library, bias, kind, num_rows):
+def test_a_linear_layer_computes_what_its_function_does(library, bias, kind):
     random = np.random.default_rng(5)
     weight, scale = int8_columns(random_matrix(random, 80, 90))
-    weights = {"weight": weight, "scale": scale}
-    if bias:
-        weights["bias"] = random.standard_normal(90).astype(np.float32)
-    x = random.standard_normal((2, num_rows, 80)).astype(np.float32)
-    x = np.maximum(x, -0.2) if kind else x
-    model = layer_model(
-        INT8.linear(80, 90, bias=bias, after=kind), {"x": np.float32}, weights, {"activation": kind or ""}
-    )
-    plain, native = (session_with(model, file).run(None, {"x": x})[0] for file in (None, library))
-    np.testing.assert_allclose(native, plain, rtol=1e-5, atol=1e-6)
-    model = layer_model(INT8.product_of_rows(bias=bias), {"q": np.uint8, "row_scale": np.float32}, weights, {})
-    feeds = {"q": random.integers(1, 256, x.shape, np.uint8), "row_scale": np.abs(x[..., :1]) / np.float32(127)}
-    plain, native = (session_with(model, file).run(None, feeds)[0] for file in (None, library))
-    np.testing.assert_allclose(native, plain, rtol=1e-5, atol=1e-5)
+    own = {"bias": random.standard_normal(90).astype(np.float32)} if bias else {}
+    linear, weights = INT8.linear(80, 90, bias=bias, after=kind), {"weight": weight, "scale": scale, **own}
+    layer = layer_model(linear, {"x": np.float32}, weights, {"activation": kind or ""})
+    for num_rows in (0, 1, 5, 70):
+        x = random.standard_normal((2, num_rows, 80)).astype(np.float32)
+        x = np.maximum(x, -0.2) if kind else x
+        plain, native = outputs(layer, library, {"x": x})
+        np.testing.assert_allclose(native, plain, rtol=1e-5, atol=1e-6)
+        feeds = {"q": random.integers(1, 256, x.shape, np.uint8), "row_scale": np.abs(x[..., :1]) / np.float32(127)}
+        plain, native = outputs(product_of(weight, scale, **own), library, feeds)
+        np.testing.assert_allclose(native, plain, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -243,8 +220,7 @@ def test_a_layer_in_int4_is_the_one_in_int8_whose_weights_it_holds(
 
 
 @pytest.mark.parametrize("kind", ["", *ACTIVATIONS])
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_rows_that_are_no_numbers_give_none(library, kind, bad):
+def test_rows_that_are_not_numbers_give_none(library, kind):
     """This holds on every instruction set, so that a damaged model is detected. Without an activation: only the
     product."""
     random = np.random.default_rng(5)
@@ -253,10 +229,11 @@ def test_rows_that_are_no_numbers_give_none(library, kind, bad):
     else:
         weights = dict(zip(("weight", "scale"), int8_columns(random_matrix(random, 60, 60)), strict=True))
         model = layer_model(INT8.linear(60, 60, bias=False), {"x": np.float32}, weights, {"activation": ""})
-    x = random.standard_normal((3, 60)).astype(np.float32)
-    x[1, 7] = bad
-    found = session_with(model, library).run(None, {"x": x})[0]
-    np.testing.assert_array_equal(np.isnan(found), np.repeat([[False], [True], [False]], 60, axis=1))
+    session, x = session_with(model, library), random.standard_normal((3, 60)).astype(np.float32)
+    for bad in (np.nan, np.inf, -np.inf):
+        x[1, 7] = bad
+        found = session.run(None, {"x": x})[0]
+        np.testing.assert_array_equal(np.isnan(found), np.repeat([[False], [True], [False]], 60, axis=1))
 
 
 def feed_forward_model(kind, sizes, *, bias, is_gated, random):
@@ -279,7 +256,4 @@ def feed_forward_model(kind, sizes, *, bias, is_gated, random):
 def test_a_feed_forward_layer_computes_what_its_function_does(library, kind, sizes, num_rows, form, seed):
     random = np.random.default_rng(seed)
     model = feed_forward_model(kind, sizes, **form, random=random)
-    x = (random.standard_normal((num_rows, sizes[0])) * random.lognormal(0, 1, (num_rows, 1))).astype(np.float32)
-    plain, native = (session_with(model, file).run(None, {"x": x})[0] for file in (None, library))
-    check_rows(plain, native)
-    assert np.isfinite(native).all()
+    check_rows(*outputs(model, library, {"x": rows_of(random, num_rows, sizes[0], 1)}))

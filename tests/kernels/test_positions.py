@@ -18,10 +18,7 @@ from u2moe.quantize.formats.int8 import Int8Conversion
 from u2moe.quantize.packing import pack_graph, save_mapped
 from u2moe.runtime.model.native import installed_kernels
 
-POSITIONS, OTHERS = (
-    "encoder/encoders.3/self_attn/linear_pos/Int8MatMul",
-    "encoder/encoders.3/self_attn/linear_q/Int8MatMul",
-)
+POSITIONS, OTHERS = (f"encoder/encoders.3/self_attn/linear_{name}/Int8MatMul" for name in ("pos", "q"))
 INNER, COLUMNS, MOST, PLACES = 70, 40, 512, 16
 """`MOST` rows are kept, each at one of `PLACES`, chosen by its first 64 bytes and its scale."""
 FED = {"q": np.uint8, "row_scale": np.float32}
@@ -29,9 +26,8 @@ FED = {"q": np.uint8, "row_scale": np.float32}
 
 def product(name, columns=COLUMNS):
     weight, scale = int8_columns(random_matrix(np.random.default_rng(0), INNER, columns))
-    model = onnx.load_from_string(
-        layer_model(Int8Conversion().product_of_rows(), FED, {"weight": weight, "scale": scale}, {})
-    )
+    content = layer_model(Int8Conversion().product_of_rows(), FED, {"weight": weight, "scale": scale}, {})
+    model = onnx.load_from_string(content)
     model.graph.node[0].name = name
     return model.SerializeToString()
 
@@ -50,12 +46,10 @@ def rows_of(numbers):
     return {"q": q, "row_scale": (1 + numbers % 2)[..., np.newaxis].astype(np.float32)}
 
 
-def calls_of_streams():
-    """Return calls like those of streams: runs of neighbouring positions in any order, some of them long."""
-    sequences = st.tuples(
-        st.tuples(st.integers(0, 5), st.integers(0, 90)), st.lists(st.integers(0, 800), min_size=5, max_size=5)
-    )
-    return st.lists(st.one_of(sequences, st.just(((1, MOST + 60), [3] * 5))), min_size=2, max_size=8)
+FIRSTS = st.lists(st.integers(0, 800), min_size=5, max_size=5)
+SEQUENCES = st.tuples(st.tuples(st.integers(0, 5), st.integers(0, 90)), FIRSTS)
+CALLS = st.lists(st.one_of(SEQUENCES, st.just(((1, MOST + 60), [3] * 5))), min_size=2, max_size=8)
+"""Calls like those of streams: runs of neighbouring positions in any order, some of them long."""
 
 
 def run(session, call):
@@ -65,7 +59,7 @@ def run(session, call):
 
 
 @pytest.mark.slow
-@given(calls_of_streams())
+@given(CALLS)
 def test_streams_in_any_order_change_no_bit(library, models, calls):
     """Batches grow and shrink, streams reset and alternate, chunks have any size, and there are more rows than are
     kept."""

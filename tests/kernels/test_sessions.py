@@ -55,7 +55,7 @@ def outputs(library, num_threads=1):
 
 
 def all_equal(found, expected):
-    return all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
+    return all(map(np.array_equal, found, expected))
 
 
 @pytest.mark.slow
@@ -72,17 +72,6 @@ def test_sessions_come_and_go_in_threads_while_others_run(library):
         assert all(pool.map(use, range(16)))
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (4, 3, 2, 1, 0), (1, 3, 0, 4, 2)])
-def test_sessions_end_in_any_order(library, order):
-    models = [*LAYERS, LAYERS[0]]
-    sessions = {number: session_with(model, library) for number, (model, _) in enumerate(models)}
-    expected = {number: session.run(None, models[number][1])[0] for number, session in sessions.items()}
-    for number in order:
-        del sessions[number]
-        for other, session in sessions.items():
-            np.testing.assert_array_equal(session.run(None, models[other][1])[0], expected[other])
-
-
 LOADED = """
 import sys
 import numpy as np
@@ -92,7 +81,7 @@ from layers import session_with
 layer, library = open(sys.argv[1], "rb").read(), sys.argv[2]
 x = np.ones((300, {dim}), np.float32)
 is_mapped = lambda: library in open("/proc/self/maps").read()
-for number in range(50):
+for number in range(30):
     session = session_with(layer, library)
     session.run(None, {{"x": x}})
     assert is_mapped()
@@ -112,14 +101,13 @@ def test_the_library_is_unloaded_and_leaves_no_memory_behind(library, tmp_path):
     lines = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.splitlines()
     mapped, memory = zip(*(line.split() for line in lines), strict=True)
     assert set(mapped) == {"False"}
-    # The bundled C++ library keeps 73 kB for exceptions, 2 MB in 30 rounds. Scratch memory of a call would be 35 MB.
-    assert float(memory[-1]) - float(memory[19]) < 12
+    # The bundled C++ library keeps 73 kB for exceptions, 1.5 MB in 20 rounds. Scratch memory of a call would be 23 MB.
+    assert float(memory[-1]) - float(memory[9]) < 8
 
 
 def in_child(use):
     """Return whether `use` returns True in a forked process, which is killed if it hangs."""
-    child = os.fork()
-    if child == 0:
+    if (child := os.fork()) == 0:
         os._exit(0 if use() else 1)
     deadline = time.monotonic() + CHILD_S
     while time.monotonic() < deadline:
