@@ -13,7 +13,7 @@ from log_probs import log_softmax
 from searches import HOTWORDS, SYMBOLS, VOCABULARY
 from tones import say, toy_recognizer
 
-from u2moe.runtime import DecodingOptions, LanguageModel, LanguageModelOptions, TextFormat
+from u2moe.runtime import DecodingOptions, Grammar, LanguageModel, LanguageModelOptions, TextFormat
 from u2moe.runtime.decoding.context import ContextGraph, parse_hotwords
 from u2moe.runtime.decoding.ctc import GreedySearch, PrefixBeamSearch
 from u2moe.runtime.decoding.fusion import Fusion
@@ -108,33 +108,27 @@ def test_no_frame_changes_what_is_committed_in_a_thousand_streams(fusions):
 
 TONES, _ = say("ABCDABCDABBA", [0.3, 0.3, 1.5, 0.3, 3.0, 0.1, 0.1, 0.1, 0.1, 2.0, 0.3, 0.3])
 CASES = [CHUNKED, TINY, dataclasses.replace(CHUNKED, chunk_size=5), dataclasses.replace(CHUNKED, search="ctc_greedy"),
-         dataclasses.replace(CHUNKED, text_format=TextFormat())]  # fmt: skip
+         dataclasses.replace(CHUNKED, text_format=TextFormat()),
+         dataclasses.replace(CHUNKED, grammar=Grammar(lines=("a b", "c", "[unk]")))]  # fmt: skip
 
 
 @pytest.mark.parametrize("options", CASES)
-def test_partial_results_say_what_is_committed(toy, options):
-    seen, finals = partials(toy, TONES, [1600] * (len(TONES) // 1600), options)
+@settings(max_examples=3)
+@given(st.lists(st.integers(0, 50_000), max_size=8), st.booleans())
+def test_partial_results_say_what_is_committed_in_any_split_batch_and_thread(options, splits, is_alone):
+    toy = toy_recognizer()
+    expected, finals = partials(toy, TONES, [640] * (len(TONES) // 640), options)
     for number, final in enumerate(finals):
-        own = [found for (segment, _), found in seen.items() if segment == number]
         words, end, text = 0, 0.0, ""
-        for found in own:
+        for found in (found for (segment, _), found in expected.items() if segment == number):
             assert found.text.startswith(found.committed)
             assert found.committed.startswith(text)
             assert found.num_committed == len(found.committed.split()) >= words
             assert found.committed_end >= end
             words, end, text = found.num_committed, found.committed_end, found.committed
-        assert (final.committed, final.num_committed) == (final.text, len(final.words))
-        assert final.revised == 0
-    assert any(found.num_committed for found in seen.values())
-
-
-@settings(max_examples=10)
-@given(st.lists(st.integers(0, 50_000), max_size=8), st.sampled_from(CASES), st.booleans())
-def test_any_split_batch_and_thread_commits_the_same(splits, options, is_alone):
-    toy = toy_recognizer()
-    expected, finals = partials(toy, TONES, [640] * (len(TONES) // 640), options)
-    others = [] if is_alone else [toy.create_stream(options) for _ in range(3)]
-    found = []
+        assert (final.committed, final.num_committed, final.revised) == (final.text, len(final.words), 0)
+    assert any(found.num_committed for found in expected.values())
+    others, found = [] if is_alone else [toy.create_stream(options) for _ in range(3)], []
     thread = threading.Thread(target=lambda: found.append(partials(toy, TONES, splits, options, others)))
     thread.start()
     thread.join()

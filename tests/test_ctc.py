@@ -119,19 +119,31 @@ def test_prefix_beam_search_equals_plain_algorithm(spoken, seed, time, vocab, be
     np.testing.assert_allclose([h.score for h in hypotheses], [score for _, score, _ in expected], atol=1e-9)
 
 
-@given(**SPOKEN, step=st.sampled_from([0.0, 0.5, 2.0]))
-def test_extensions_that_are_not_tried_would_change_nothing(seed, time, vocab, beam_size, height, data, step):
+@given(
+    **SPOKEN, step=st.sampled_from([0.0, 0.5, 2.0]), splits=st.lists(st.integers(0, 9), max_size=12),
+    penalty=st.sampled_from([0.0, 0.7, 9.0]),
+)  # fmt: skip
+def test_no_split_and_no_extension_that_is_not_tried_changes_anything(
+    *, seed, time, vocab, beam_size, height, data, step, splits, penalty
+):
     """Equal to the last bit, also with equal scores and impossible tokens."""
     blank = data.draw(st.integers(0, vocab - 1))
     log_probs = spoken_log_probs(seed, time, vocab, blank, height)
     if step:
         log_probs = np.round(log_probs / step).astype(np.float32) * np.float32(step)
         log_probs[log_probs < -10 * step] = -np.inf
-    whole = PrefixBeamSearch(beam_size, blank)
+    whole = PrefixBeamSearch(beam_size, blank, blank_penalty=penalty)
     for search in whole._searches:
         search._most_gain = search._most_bonus = 1e9
     whole.advance(log_probs)
-    assert ctc_prefix_beam_search(log_probs, beam_size, blank) == whole.hypotheses()
+    greedy = ctc_greedy_search(log_probs, blank, blank_penalty=penalty)
+    for search, expected in (
+        (PrefixBeamSearch(beam_size, blank, blank_penalty=penalty), whole.hypotheses()),
+        (GreedySearch(blank, blank_penalty=penalty), [greedy]),
+    ):
+        for part in np.split(log_probs, np.cumsum(splits).clip(0, time)):
+            search.advance(part)
+        assert search.hypotheses() == expected
 
 
 @given(
@@ -149,24 +161,6 @@ def test_most_probable_tokens_are_the_first_of_a_sort(seed, vocab, num, kind):
     tokens, scores = most_probable(log_probs, num)
     assert np.array_equal(tokens, np.argsort(-log_probs, axis=1, kind="stable")[:, :num])
     assert np.array_equal(scores, np.take_along_axis(log_probs, tokens, axis=1))
-
-
-@given(
-    seed=st.integers(0, 2**32 - 1), splits=st.lists(st.integers(0, 9), max_size=12), beam_size=st.integers(1, 6),
-    penalty=st.floats(0, 10),
-)  # fmt: skip
-def test_any_split_gives_the_same_hypotheses(seed, splits, beam_size, penalty):
-    log_probs, more = random_log_probs(seed, 40, 12), {"blank_penalty": penalty}
-    for search, whole in (
-        (PrefixBeamSearch(beam_size, **more), ctc_prefix_beam_search(log_probs, beam_size, **more)),
-        (GreedySearch(**more), [ctc_greedy_search(log_probs, **more)]),
-    ):
-        start = 0
-        for length in splits:
-            search.advance(log_probs[start : start + length])
-            start = min(start + length, 40)
-        search.advance(log_probs[start:])
-        assert search.hypotheses() == whole
 
 
 @given(
@@ -196,6 +190,14 @@ def test_arguments_that_are_refused_and_scores_whose_order_is_kept():
         PrefixBeamSearch(0)
     with pytest.raises(ValueError, match=r"blank \(7\)"):
         ctc_greedy_search(np.zeros((1, 5), np.float32), blank=7)
+    for shape in ((5,), (2, 3, 4), (2, 0)):
+        with pytest.raises(ValueError, match="log_probs must be"):
+            ctc_prefix_beam_search(np.zeros(shape, np.float32), 2)
+    for vocab, token in ((5, 3), (200, 7), (299, 298), (299, 0)):
+        log_probs = random_log_probs(0, 3, vocab)
+        log_probs[1, token] = np.nan
+        with pytest.raises(ValueError, match="NaN"):
+            ctc_prefix_beam_search(log_probs, 2)
 
 
 def test_no_frames_long_utterances_and_impossible_tokens():
@@ -211,17 +213,3 @@ def test_no_frames_long_utterances_and_impossible_tokens():
     nothing = np.zeros((0, 5), np.float32)
     assert ctc_greedy_search(nothing).tokens == []
     assert [(h.tokens, h.score, h.times) for h in ctc_prefix_beam_search(nothing, 4)] == [([], 0.0, [])]
-
-
-@pytest.mark.parametrize("shape", [(5,), (2, 3, 4), (2, 0)])
-def test_shapes_that_are_refused(shape):
-    with pytest.raises(ValueError, match="log_probs must be"):
-        ctc_prefix_beam_search(np.zeros(shape, np.float32), 2)
-
-
-@pytest.mark.parametrize(("vocab", "token"), [(5, 3), (200, 7), (299, 298), (299, 0)])
-def test_nan_is_found_wherever_it_is(vocab, token):
-    log_probs = random_log_probs(0, 3, vocab)
-    log_probs[1, token] = np.nan
-    with pytest.raises(ValueError, match="NaN"):
-        ctc_prefix_beam_search(log_probs, 2)

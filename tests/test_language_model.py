@@ -9,7 +9,7 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from language_models import Definition, random_arpa
 from log_probs import random_log_probs
@@ -38,70 +38,56 @@ def opened(tmp_path, arpa, name="toy.arpa"):
     return LanguageModel.open(path)
 
 
+def defined(arpa):
+    """Return the definition of a model in the vocabulary's letter case."""
+    return Definition(arpa.replace("a", "A").replace("b", "B").replace("dAtA", "data"))
+
+
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory):
-    """Make word models by order, each with its definition in the vocabulary's letter case."""
+    """Make word models by order, each with its definition."""
     folder = tmp_path_factory.mktemp("toys")
     arpas = {order: random_arpa(order, WORDS, order) for order in (1, 2, 3, 4)}
-    return {
-        order: (
-            opened(folder, arpa, f"{order}.arpa"),
-            Definition(arpa.replace("a", "A").replace("b", "B").replace("dAtA", "data")),
-        )
-        for order, arpa in arpas.items()
-    }
+    return {order: (opened(folder, arpa, f"{order}.arpa"), defined(arpa)) for order, arpa in arpas.items()}
 
 
-def brute_force(log_probs, vocabulary, definition, scores):
-    """Score every token sequence: the sum over all alignments, plus the score of its words."""
+def brute_force(log_probs, vocabulary, definition, scores, level="word"):
+    """Score every token sequence: the sum over all alignments, plus the score of its words or tokens."""
     totals = defaultdict(lambda: -math.inf)
     for alignment in itertools.product(range(log_probs.shape[1]), repeat=len(log_probs)):
         tokens = tuple(token for token, _ in itertools.groupby(alignment) if token)
         score = math.fsum(float(row[token]) for row, token in zip(log_probs, alignment, strict=True))
         totals[tokens] = np.logaddexp(totals[tokens], score)
+
+    def units(tokens):
+        if level == "token":
+            return [vocabulary.symbols[token] for token in tokens]
+        return [word.text for word in vocabulary.words(tokens)]
+
     return {
-        tokens: total + (definition.score([word.text for word in vocabulary.words(tokens)], **scores) if tokens else 0)
-        for tokens, total in totals.items()
+        tokens: total + (definition.score(units(tokens), **scores) if tokens else 0) for tokens, total in totals.items()
     }
 
 
-@pytest.mark.parametrize("order", [1, 2, 3, 4])
-@pytest.mark.parametrize("word_bonus", [0.4, -0.5, 2.0])
-def test_the_search_equals_brute_force(toys, order, word_bonus):
-    model, definition = toys[order]
-    scores = SCORES | {"word_bonus": word_bonus}
-    log_probs = random_log_probs(order, 4, len(BPE), scale=1.0)
-    expected = brute_force(log_probs, BPE, definition, scores)
-    found = ctc_prefix_beam_search(log_probs, 1000, fusion=Fusion(LanguageModelOptions(model=model, **scores), BPE))
+@pytest.mark.parametrize(("vocabulary", "words", "order", "changes"), [
+    *((BPE, WORDS, order, {}) for order in (1, 2, 3, 4)),
+    (BPE, WORDS, 3, {"word_bonus": -0.5}),
+    (BPE, WORDS, 2, {"word_bonus": 2.0}),
+    (CHINESE, ("\u4e00", "\u4e01", "A"), 3, {"weight": 1.5}),  # characters without spaces are words
+    (BPE, BPE.symbols[1:-1], 3, {}),  # a model of tokens
+])  # fmt: skip
+def test_the_search_equals_brute_force(tmp_path, vocabulary, words, order, changes):
+    arpa, scores = random_arpa(order, words, order), SCORES | changes
+    model = opened(tmp_path, arpa)
+    assert model.level == ("word" if words[0] == words[0].strip(B) else "token")
+    log_probs = random_log_probs(order, 4, len(vocabulary), scale=1.0)
+    expected = brute_force(log_probs, vocabulary, defined(arpa), scores, model.level)
+    fusion = Fusion(LanguageModelOptions(model=model, **scores), vocabulary)
+    found = ctc_prefix_beam_search(log_probs, 1000, fusion=fusion)
     assert {tuple(hypothesis.tokens) for hypothesis in found} == set(expected)
     assert [hypothesis.score for hypothesis in found] == pytest.approx(sorted(expected.values(), reverse=True))
     for hypothesis in found:
         assert hypothesis.score == pytest.approx(expected[tuple(hypothesis.tokens)])
-
-
-def test_characters_without_spaces_are_words(tmp_path):
-    arpa = random_arpa(3, ("\u4e00", "\u4e01", "A"), 3)
-    scores = SCORES | {"weight": 1.5}
-    log_probs = random_log_probs(1, 4, len(CHINESE), scale=1.0)
-    expected = brute_force(log_probs, CHINESE, Definition(arpa), scores)
-    fusion = Fusion(LanguageModelOptions(model=opened(tmp_path, arpa), **scores), CHINESE)
-    for hypothesis in ctc_prefix_beam_search(log_probs, 1000, fusion=fusion):
-        assert hypothesis.score == pytest.approx(expected[tuple(hypothesis.tokens)])
-
-
-def test_a_model_of_tokens_equals_brute_force(tmp_path):
-    arpa = random_arpa(5, BPE.symbols[1:-1], 3)
-    definition = Definition(arpa)
-    model = opened(tmp_path, arpa)
-    assert model.level == "token"
-    log_probs = random_log_probs(2, 4, len(BPE), scale=1.0)
-    found = ctc_prefix_beam_search(log_probs, 1000, fusion=Fusion(LanguageModelOptions(model=model, **SCORES), BPE))
-    plain = {tuple(hypothesis.tokens): hypothesis.score for hypothesis in ctc_prefix_beam_search(log_probs, 1000)}
-    assert len(found) == len(plain)
-    for hypothesis in found:
-        symbols = [BPE.symbols[token] for token in hypothesis.tokens]
-        expected = plain[tuple(hypothesis.tokens)] + (definition.score(symbols, **SCORES) if symbols else 0)
-        assert hypothesis.score == pytest.approx(expected)
 
 
 class Unpruned(PrefixBeamSearch):
@@ -114,11 +100,6 @@ class Unpruned(PrefixBeamSearch):
             search._most_gain = 1e9
 
 
-def summary(hypotheses):
-    return [dataclasses.astuple(hypothesis) for hypothesis in hypotheses]
-
-
-@settings(deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 2**32 - 1), order=st.integers(1, 4), beam_size=st.integers(1, 12), scale=st.floats(0.5, 6),
     blank=st.floats(0, 10), word_bonus=st.floats(-2, 3), cuts=st.lists(st.integers(0, 40), max_size=6),
@@ -134,13 +115,13 @@ def test_no_split_and_no_short_cut_changes_anything(toys, seed, order, beam_size
     for end in [*sorted(cuts), 40]:
         search.advance(log_probs[start:end])
         start = end
-    assert summary(search.hypotheses()) == summary(whole.hypotheses())
+    assert search.hypotheses() == whole.hypotheses()
     whole.finish()
     search.finish()
-    assert summary(search.hypotheses()) == summary(whole.hypotheses())
+    assert search.hypotheses() == whole.hypotheses()
 
 
-@pytest.mark.parametrize("order", [1, 2, 3, 4])
+@pytest.mark.parametrize("order", [1, 3])
 def test_look_ahead_is_the_best_of_all_ways_to_the_words(toys, order):
     model, definition = toys[order]
     ngrams = model.ngrams
@@ -213,10 +194,9 @@ def test_models_for_letters_in_either_case_and_both(tmp_path):
     arpa = "\\data\\\nngram 1=5\n\n\\1-grams:\n-1 the\n-2 The\n-1.5 Ab\n-3 <unk>\n-2 </s>\n\n\\end\\\n"
     model = opened(tmp_path, arpa)
     for text in ("THE", "the"):
-        symbols = ["<blank>", *(B + text[0] + text[1:] for _ in "."), *("AB" if text == "THE" else "ab")]
-        fusion = Fusion(
-            LanguageModelOptions(model=model, weight=1, word_bonus=0), Vocabulary(symbols, TextConfig(tokenizer="bpe"))
-        )
+        symbols = ["<blank>", B + text, *("AB" if text == "THE" else "ab")]
+        vocabulary = Vocabulary(symbols, TextConfig(tokenizer="bpe"))
+        fusion = Fusion(LanguageModelOptions(model=model, weight=1, word_bonus=0), vocabulary)
         assert fusion.score([1]) == pytest.approx(-3 * LN10)
         assert fusion.score([1, 2, 3]) < -6 * LN10
     mixed = Vocabulary(["<blank>", B + "The", B + "the", B + "Ab", B + "THE"], TextConfig(tokenizer="bpe"))
@@ -224,8 +204,7 @@ def test_models_for_letters_in_either_case_and_both(tmp_path):
     assert [fusion.score([token]) / LN10 for token in (1, 2, 3, 4)] == pytest.approx([-4, -3, -3.5, -5])
 
 
-@pytest.mark.parametrize("order", [1, 2, 3, 4])
-@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize(("order", "bits"), [(1, 16), (2, 8), (3, 16), (4, 8)])
 def test_files_give_the_same_probabilities(tmp_path, order, bits):
     arpa = random_arpa(order, WORDS, order, positive_backoffs=True)
     definition, model = Definition(arpa), opened(tmp_path, arpa)
@@ -306,43 +285,32 @@ def test_a_damaged_file_says_where(tmp_path, damage):
     arpa = random_arpa(1, WORDS, 2)
     damaged = re.sub(before, after, arpa)
     assert damaged != arpa
-    path = tmp_path / "damaged.arpa"
-    path.write_text(damaged, encoding="utf-8")
     with pytest.raises(LanguageModelError, match=r"damaged\.arpa.*" + re.escape(message)):
-        LanguageModel.open(path)
+        opened(tmp_path, damaged, "damaged.arpa")
 
 
-def test_what_is_no_model_is_refused_and_odd_ngrams_are_named(tmp_path):
-    for lines, message in (("-1 a b\n-1 a b", "'a b' appears twice"), ("-1 b a\n-1 b b", None)):
+def test_what_is_no_model_is_refused_and_odd_ngrams_are_named(toys, tmp_path):
+    for lines, message in (
+        ("-1 a b\n-1 a b", "'a b' appears twice"),
+        ("-1 b a\n-1 b b", "the 3-gram 'a b a' has a prefix that is not listed"),
+    ):
         arpa = f"\\data\\\nngram 1=2\nngram 2=2\nngram 3=1\n\n\\1-grams:\n-1 a 0\n-1 b 0\n\n\\2-grams:\n{lines}\n\n"
         arpa += "\\3-grams:\n-1 a b a\n\n\\end\\\n"
-        with pytest.raises(LanguageModelError, match=message or "the 3-gram 'a b a' has a prefix that is not listed"):
+        with pytest.raises(LanguageModelError, match=message):
             opened(tmp_path, arpa)
-    for name, content in {
-        "empty": b"",
-        "noise": bytes(range(256)),
-        "gz": b"\x1f\x8b\x08",
-        "compact": b"u2moe-lm\x02",
-    }.items():
+    write_compact(toys[3][0].ngrams, tmp_path / "changed")
+    changed = bytearray((tmp_path / "changed").read_bytes())
+    changed[len(changed) // 2] ^= 1
+    noise = {"empty": b"", "noise": bytes(range(256)), "gz": b"\x1f\x8b\x08", "compact": b"u2moe-lm\x02"}
+    for name, content in {**noise, "changed": bytes(changed)}.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(LanguageModelError, match=name):
+        with pytest.raises(LanguageModelError, match="not match its digest" if name == "changed" else name):
             LanguageModel.open(tmp_path / name)
     with pytest.raises(LanguageModelError, match="missing"):
         LanguageModel.open(tmp_path / "missing")
-
-
-def test_a_compact_file_detects_damage_and_options_are_checked(toys, tmp_path):
-    path = tmp_path / "compact.lm"
-    write_compact(toys[3][0].ngrams, path)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(LanguageModelError, match="does not match its digest"):
-        LanguageModel.open(path)
-    model = toys[2][0]
     for wrong in (
         {"model": 5}, {"classes": ["a"]}, {"classes": {"zz": ["x"]}}, {"classes": {"a": "xyz"}},
         {"classes": {"a": []}}, {"classes": {"a": [1]}},
     ):  # fmt: skip
         with pytest.raises(ValueError):
-            LanguageModelOptions(**({"model": model} | wrong))
+            LanguageModelOptions(**({"model": toys[2][0]} | wrong))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from u2moe.runtime.language.files import read_arpa
@@ -81,7 +81,6 @@ def probability(ngrams, word, history):
 sentences = st.lists(st.lists(st.sampled_from("abcd"), min_size=1, max_size=6), min_size=1, max_size=30)
 
 
-@settings(deadline=None, max_examples=40)
 @given(sentences, st.integers(1, 4), st.sampled_from([(0,), (0, 1), (0, 0, 1), (0, 1, 2)]))
 def test_every_probability_is_that_of_the_book(text, order, prune):
     prune = prune[:order]

@@ -17,23 +17,15 @@ from hypothesis import strategies as st
 
 from u2moe.runtime.corpus import entry as entry_module
 from u2moe.runtime.corpus.entry import AudioFile, Command, Entry, Sources, Unreadable, cut_into_blocks
-from u2moe.runtime.corpus.lists import (
-    FORMATS,
-    ListOptions,
-    Recording,
-    digest,
-    find_format,
-    read_recordings,
-    read_utterances,
-)
+from u2moe.runtime.corpus.lists import FORMATS, ListOptions, digest, find_format, read_recordings, read_utterances
 from u2moe.runtime.errors import AudioError, CorpusError
 
 RATE = 16000
 
 
-def wav(samples, rate=RATE):
+def wav(samples):
     content = io.BytesIO()
-    soundfile.write(content, samples, rate, format="WAV", subtype="PCM_16")
+    soundfile.write(content, samples, RATE, format="WAV", subtype="PCM_16")
     return content.getvalue()
 
 
@@ -72,13 +64,11 @@ def test_lists_of_wenet_and_nemo(clip, tmp_path):
         {"key": "k2", "wav": "/b.wav", "txt": "TWO", "start": 0.5, "end": 2, "set": "dev"},
     )
     assert find_format(str(list_path)) == "wenet"
+    second = {"text": "TWO", "start": 0.5, "end": 2.0, "duration": 1.5, "fields": {"set": "dev"}}
     assert only(list_path) == [
         Entry(key="k1", source=AudioFile(path=str(clip)), text="ONE", speaker="s"),
-        Entry(
-            key="k2", source=AudioFile(path="/b.wav"), text="TWO", start=0.5, end=2.0, duration=1.5,
-            fields={"set": "dev"},
-        ),
-    ]  # fmt: skip
+        Entry(key="k2", source=AudioFile(path="/b.wav"), **second),
+    ]
     lines = [
         {"audio_filepath": "a.wav", "duration": 0.1, "text": "one", "lang": "en"},
         {"audio_filepath": "a.wav", "offset": 0.05, "duration": 0.025},
@@ -93,28 +83,18 @@ def test_lists_of_wenet_and_nemo(clip, tmp_path):
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_cuts_of_lhotse(clip, tmp_path, suffix):
     recording = {"id": "r", "sources": [{"type": "file", "channels": [0], "source": "a.wav"}], "duration": 0.1}
-    cuts = [
-        {
-            "id": "c1",
-            "start": 0.05,
-            "duration": 0.02,
-            "channel": 0,
-            "recording": recording,
-            "supervisions": [{"text": "ONE", "speaker": "s"}, {"text": "TWO", "speaker": "s"}],
-            "custom": {"set": "dev"},
-            "type": "MonoCut",
-        },
-        {"id": "c2", "start": 0, "duration": 0.1, "channel": 0, "recording": recording, "supervisions": []},
-        {"id": "c3", "tracks": [], "type": "MixedCut"},
-    ]
+    cut = {"id": "c2", "start": 0, "duration": 0.1, "channel": 0, "recording": recording, "supervisions": []}
+    texts = [{"text": "ONE", "speaker": "s"}, {"text": "TWO", "speaker": "s"}]
+    named = {"supervisions": texts, "custom": {"set": "dev"}, "type": "MonoCut"}
+    mixed = {"id": "c3", "tracks": [], "type": "MixedCut"}
+    cuts = [cut | {"id": "c1", "start": 0.05, "duration": 0.02, **named}, cut, mixed]
     list_path = tmp_path / f"cuts.jsonl{suffix}"
-    content = "".join(json.dumps(cut) + "\n" for cut in cuts).encode()
+    content = "".join(json.dumps(each) + "\n" for each in cuts).encode()
     list_path.write_bytes(gzip.compress(content) if suffix else content)
     first, second, third = only(list_path)
-    assert first == Entry(
-        key="c1", source=AudioFile(path=str(clip)), start=0.05, end=0.07, duration=0.02, text="ONE TWO", speaker="s",
-        fields={"set": "dev"},
-    )  # fmt: skip
+    expected = {"text": "ONE TWO", "speaker": "s", "fields": {"set": "dev"}}
+    source = AudioFile(path=str(clip))
+    assert first == Entry(key="c1", source=source, start=0.05, end=0.07, duration=0.02, **expected)
     assert (second.end, second.text) == (None, None)
     assert third.key == f"{list_path.name}:3"
     with pytest.raises(AudioError, match="line 3: type must be MonoCut or MultiCut, got 'MixedCut'"):
@@ -158,7 +138,6 @@ def test_tables_that_are_not_sorted_are_refused_where_that_matters(tmp_path, tab
 KEYS = st.text("ab\u00e9", min_size=1, max_size=4)
 
 
-@settings(max_examples=50, deadline=None)
 @given(table=st.dictionaries(KEYS, st.text("xy ", max_size=3)), keys=st.sets(KEYS, min_size=1))
 def test_tables_side_by_side_find_what_a_dict_finds(tmp_path_factory, table, keys):
     def lines(of):
@@ -270,13 +249,8 @@ def test_shards_are_read_in_place(tmp_path, suffix, mode):
     list_path = write(tmp_path / "shards.list", archive.name, str(other))
     assert find_format(str(list_path)) == find_format(str(archive)) == "shards"
     found = only(list_path)
-    assert [(item.key, item.text) for item in found] == [
-        ("k1", "ONE"),
-        ("../../k2", "TWO"),  # a name, never used as a path
-        ("k3", "no audio"),
-        ("k5", None),
-        ("k6", None),
-    ]
+    assert [item.key for item in found] == ["k1", "../../k2", "k3", "k5", "k6"]  # names, never used as paths
+    assert [item.text for item in found] == ["ONE", "TWO", "no audio", None, None]
     assert found[:4] == only(archive)
     with Sources() as sources:
         for index, expected in ((1, -ramp()), (0, ramp()), (4, ramp(0.2))):
@@ -292,11 +266,8 @@ def test_shards_are_read_in_place(tmp_path, suffix, mode):
 
 
 def test_a_shard_that_breaks_off_keeps_what_is_before(tmp_path):
-    archive = shard(
-        tmp_path / "0.tar.gz",
-        {f"k{i}.wav": wav(np.random.default_rng(i).normal(0, 0.1, 9999)) for i in range(9)},
-        "w:gz",
-    )
+    members = {f"k{i}.wav": wav(np.random.default_rng(i).normal(0, 0.1, 9999)) for i in range(9)}
+    archive = shard(tmp_path / "0.tar.gz", members, "w:gz")
     archive.write_bytes(archive.read_bytes()[:-60000])
     *found, last = only(archive)
     assert 2 < len(found) < 9
@@ -364,7 +335,7 @@ FIRST = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file_format", FIRST)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_no_later_line_stops_a_list(tmp_path_factory, file_format, data):
     path = tmp_path_factory.mktemp("list") / "data"
@@ -400,9 +371,7 @@ def test_a_digest_follows_the_content_not_the_place(tmp_path):
 def test_lists_have_a_path_and_a_transcript_in_each_line_and_are_described(tmp_path):
     file = tmp_path / "list.tsv"
     file.write_text("\ufeffa.wav\tA B\n\n b c.wav \t\n", encoding="utf-8")
-    assert read_recordings(file) == [
-        Recording(path=tmp_path / "a.wav", transcript="A B"),
-        Recording(path=tmp_path / "b c.wav", transcript=""),
-    ]
+    found = [(recording.path, recording.transcript) for recording in read_recordings(file)]
+    assert found == [(tmp_path / "a.wav", "A B"), (tmp_path / "b c.wav", "")]
     guide = (Path(__file__).parent.parent / "docs" / "corpora.md").read_text(encoding="utf-8")
     assert all(f"| `{name}` |" in guide for name in FORMATS)

@@ -6,7 +6,6 @@ import shutil
 import struct
 import subprocess
 import sys
-import threading
 import warnings
 
 import numpy as np
@@ -27,19 +26,37 @@ ENCODER_FRAME = 1024  # samples per AAC frame
 SPEECH = np.random.default_rng(0).normal(0, 0.1, 2 * RATE).astype(np.float32)
 
 
-@pytest.mark.parametrize("suffix", CODECS)
-def test_files_give_their_samples(tmp_path, suffix):
-    rate = 48_000 if suffix == "webm" else 32_000 if suffix == "ac3" else 44_100 if suffix == "flv" else RATE
-    samples = np.sin(np.arange(2 * rate, dtype=np.float32) * (2 * np.pi * 440 / rate)) * np.float32(0.5)
+@pytest.mark.parametrize("suffix", [*CODECS, pytest.param("amr", marks=pytest.mark.skipif(
+    "libopencore_amrnb" not in av.codecs_available, reason="this PyAV cannot write AMR"))])  # fmt: skip
+def test_files_give_their_samples_and_those_of_ffmpeg(tmp_path, suffix):
+    rate = {"webm": 48_000, "ac3": 32_000, "flv": 44_100, "amr": 8000}.get(suffix, RATE)
+    tone = np.sin(np.arange(2 * rate, dtype=np.float32) * (2 * np.pi * 440 / rate)) * np.float32(0.6)
+    samples = tone if suffix == "amr" else np.stack((tone, 0.75 * tone), axis=1)
     file = write_media(tmp_path / f"a.{suffix}", [samples], rate=rate)
     read = read_audio(file, RATE)
     assert abs(len(read) - 2 * RATE) < 0.12 * RATE  # codecs pad to whole frames
     spectrum = np.abs(np.fft.rfft(read[: 2 * RATE]))
     assert abs(spectrum.argmax() * RATE / min(len(read), 2 * RATE) - 440) < 2
-    assert 0.3 < np.sqrt(np.mean(read**2)) < 0.4
-    assert abs(duration_of(file) - 2) < 0.1 or suffix in ("aac", "avi", "ac3", "flv", "wv")  # these do not state it
+    assert 0.3 < np.sqrt(np.mean(read**2)) < 0.43
+    states_none = suffix in ("aac", "avi", "ac3", "flv", "wv", "amr")
+    assert states_none or abs(duration_of(file) - 2) < 0.1
     if suffix in ("mp4", "mkv", "mov"):
-        np.testing.assert_allclose(read[: len(samples)], samples, atol=2**-15)
+        np.testing.assert_allclose(read[: len(samples)], samples.mean(axis=1), atol=2**-15)
+    if FFMPEG is None or suffix == "amr":
+        return
+    command = [FFMPEG, "-v", "error", "-i", file, "-map", "0:a:0", "-f", "f32le", "-"]
+    expected = np.frombuffer(subprocess.run(command, capture_output=True, check=True).stdout, "<f4").reshape(-1, 2)
+    with file.open("rb") as stream:
+        media, blocks = MediaFile(stream), []
+        while len(block := media.read(7000)):
+            blocks.append(block)
+        read = np.concatenate(blocks)
+        media.close()
+    # Another version of ffmpeg may round lossy formats differently, or omit the encoder's padding in m4a.
+    length = min(len(read), len(expected)) if suffix == "m4a" else len(expected)
+    assert abs(len(read) - len(expected)) < (ENCODER_FRAME if suffix == "m4a" else 1)
+    tolerance = 0 if suffix in ("mkv", "mov", "mka", "mp4", "avi") else 1e-5
+    np.testing.assert_allclose(read[:length], expected[:length], atol=tolerance)
 
 
 def test_files_of_many_channels(tmp_path):
@@ -65,18 +82,10 @@ for name in sys.argv[1:]:
 
 READERS = """
 import resource, sys
-from pathlib import Path
-from u2moe.runtime import Recognizer
-from u2moe.runtime.cli import main
-*files, many = sys.argv[1:]
-recognizer, list_file = Recognizer.from_pretrained(), Path(many).with_name("wav.scp")
-recognizer.warm_up()
+from u2moe.runtime.audio.reading import read_blocks
 before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-for file in (*files, many):
-    print(recognizer.transcribe(file).duration >= 1)
-print(main(["transcribe", *files, many]))
-list_file.write_text("".join(f"{Path(file).stem} {file}\\n" for file in (*files, many)))
-print(main(["corpus", str(list_file), str(list_file.with_name("out")), "--workers", "1"]))
+for file in sys.argv[1:]:
+    assert sum(map(len, read_blocks(file, 16_000))) >= 16_000, file
 assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before_kb + 300_000
 """
 
@@ -95,13 +104,7 @@ def test_recordings_that_have_ended_programs(tmp_path):
     with soundfile.SoundFile(tmp_path / "many.ogg", "w", 192_000, 255, "VORBIS", format="OGG") as file:
         for _ in range(8):
             file.write(np.zeros((24_000, 255), np.float32))
-    files = [opus, aac, tmp_path / "many.ogg"]
-    done = subprocess.run([sys.executable, "-c", READERS, *files], check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert lines[:3] == ["True"] * 3
-    assert [line.split("\t")[0] for line in lines[3:6]] == list(map(str, files))
-    assert lines[6:] == ["0", "0"]
+    subprocess.run([sys.executable, "-c", READERS, opus, aac, tmp_path / "many.ogg"], check=True)
 
 
 def test_too_many_channels_are_refused_and_blocks_of_many_are_short(tmp_path, monkeypatch):
@@ -130,28 +133,6 @@ def test_silence_takes_the_place_of_what_is_not_in_the_file(tmp_path, suffix):
     assert abs(duration_of(file) - len(expected) / RATE) < 0.3
 
 
-@pytest.mark.skipif(FFMPEG is None, reason="needs ffmpeg")
-@pytest.mark.parametrize("suffix", CODECS)
-def test_samples_are_those_of_ffmpeg(tmp_path, suffix):
-    rate = 48_000 if suffix == "webm" else 32_000 if suffix == "ac3" else 44_100
-    stereo = np.stack((np.resize(SPEECH, rate), np.resize(SPEECH, rate)[::-1]), axis=1)
-    file = write_media(tmp_path / f"a.{suffix}", [stereo], rate=rate)
-    command = [FFMPEG, "-v", "error", "-i", file, "-map", "0:a:0", "-f", "f32le", "-"]
-    expected = np.frombuffer(subprocess.run(command, capture_output=True, check=True).stdout, "<f4").reshape(-1, 2)
-    with file.open("rb") as stream:
-        media = MediaFile(stream)
-        blocks = []
-        while len(block := media.read(7000)):
-            blocks.append(block)
-        read = np.concatenate(blocks)
-        media.close()
-    # Another version of ffmpeg may round lossy formats differently, or omit the encoder's padding in m4a.
-    length = min(len(read), len(expected)) if suffix == "m4a" else len(expected)
-    assert abs(len(read) - len(expected)) < (ENCODER_FRAME if suffix == "m4a" else 1)
-    tolerance = 0 if suffix in ("mkv", "mov", "mka", "mp4", "avi") else 1e-5
-    np.testing.assert_allclose(read[:length], expected[:length], atol=tolerance)
-
-
 def test_titles_that_are_no_utf8_are_left_aside_and_raw_audio_comes_as_written():
     samples = np.ones(1600, "<i2").tobytes()
     title = b"LIST" + struct.pack("<I", 16) + b"INFOINAM" + struct.pack("<I", 4) + b"\xff\xfe\x80\0"
@@ -171,15 +152,6 @@ def test_titles_that_are_no_utf8_are_left_aside_and_raw_audio_comes_as_written()
         os.close(writer)
         with pytest.raises(TruncatedAudioError, match="raw audio: ends with 1 bytes of an incomplete sample"):
             list(blocks)
-
-
-@pytest.mark.skipif("libopencore_amrnb" not in av.codecs_available, reason="this PyAV cannot write AMR")
-def test_files_of_telephones(tmp_path):
-    samples = np.sin(np.arange(16_000, dtype=np.float32) * (2 * np.pi * 440 / 8000)) * np.float32(0.5)
-    file = write_media(tmp_path / "a.amr", [samples], rate=8000)
-    assert file.read_bytes().startswith(b"#!AMR")
-    read = read_audio(file, RATE)
-    assert abs(np.abs(np.fft.rfft(read[: 2 * RATE])).argmax() / 2 - 440) < 2
 
 
 def test_a_track_is_chosen(tmp_path):
@@ -228,8 +200,9 @@ def test_what_was_cut_off_gives_what_is_there(tmp_path, suffix):
         assert 3 * RATE < len(read_audio(tmp_path / f"cut.{suffix}", RATE)) < 7 * RATE
 
 
-@pytest.mark.parametrize(("form", "kind"), [("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III")])
-@pytest.mark.parametrize("num_channels", [1, 2])
+@pytest.mark.parametrize(
+    ("form", "kind", "num_channels"), [("OGG", "VORBIS", 1), ("OGG", "OPUS", 2), ("MP3", "MPEG_LAYER_III", 2)]
+)
 def test_files_in_a_row_are_read_to_the_last(form, kind, num_channels):
     """libsndfile stops after the first file."""
     files = [io.BytesIO() for _ in range(2)]
@@ -268,12 +241,6 @@ def test_bytes_and_file_objects(tmp_path, recognizer, sound):
     assert recognizer.transcribe(io.BytesIO(content)) == expected
     with (tmp_path / "a.flac").open("rb") as file:
         assert list(recognizer.segments(file)) == expected.segments
-    reader, writer = os.pipe()
-    thread = threading.Thread(target=lambda: (os.write(writer, content), os.close(writer)))
-    thread.start()
-    with os.fdopen(reader, "rb") as pipe:
-        assert recognizer.transcribe(pipe) == expected
-    thread.join()
     assert recognizer.transcribe(write_media(tmp_path / "a.mkv", [sound]).read_bytes()).text == expected.text
     with pytest.raises(AudioError, match="3 bytes: cannot be read as audio"):
         recognizer.transcribe(b"abc")
@@ -287,39 +254,27 @@ def test_bytes_and_file_objects(tmp_path, recognizer, sound):
     ("encoding", "kind", "scale"), [("s16le", "<i2", 32768), ("s32le", "<i4", 2**31), ("f32le", "<f4", 1)]
 )
 def test_raw_audio(tmp_path, encoding, kind, scale):
-    content = (SPEECH.astype(np.float64) * scale).astype(kind).tobytes()
+    content, form = (
+        (SPEECH.astype(np.float64) * scale).astype(kind).tobytes(),
+        {"sample_rate": RATE, "encoding": encoding},
+    )
     (tmp_path / "a.raw").write_bytes(content)
     for file in (content, io.BytesIO(content), tmp_path / "a.raw"):
-        samples = read_audio(RawAudio(file=file, sample_rate=RATE, encoding=encoding), RATE)
-        np.testing.assert_allclose(samples, SPEECH, atol=2**-15)
-        part = np.concatenate(
-            list(read_blocks(RawAudio(file=content, sample_rate=RATE, encoding=encoding), RATE, start=1))
-        )
-        assert np.array_equal(part, samples[RATE:])
-    pairs = RawAudio(file=content, sample_rate=RATE, encoding=encoding, num_channels=2)
+        np.testing.assert_allclose(read_audio(RawAudio(file=file, **form), RATE), SPEECH, atol=2**-15)
+    part = np.concatenate(list(read_blocks(RawAudio(file=content, **form), RATE, start=1)))
+    np.testing.assert_allclose(part, SPEECH[RATE:], atol=2**-15)
+    pairs = RawAudio(file=content, num_channels=2, **form)
     np.testing.assert_allclose(read_audio(pairs, RATE, channel=1), SPEECH[1::2], atol=2**-15)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"encoding": "mp3"}, {"num_channels": 0}, {"num_channels": True}, {"file": None}, {"sample_rate": -5},
-        {"sample_rate": "x"},
-    ],
-)  # fmt: skip
-def test_raw_audio_that_is_refused(options):
-    with pytest.raises(ValueError, match=next(iter(options))):
-        RawAudio(**{"file": b"", "sample_rate": RATE, **options})
-
-
-def test_raw_audio_that_cannot_be_read_and_pyav_for_media_alone(tmp_path):
+def test_raw_audio_that_is_refused(tmp_path):
+    wrong = {"encoding": "mp3", "num_channels": 0, "file": None, "sample_rate": -5}
+    for name, value in (*wrong.items(), ("num_channels", True), ("sample_rate", "x")):
+        with pytest.raises(ValueError, match=name):
+            RawAudio(**{"file": b"", "sample_rate": RATE, name: value})
     with pytest.raises(AudioError, match=r"nothing\.raw: cannot be read: No such file"):
         read_audio(RawAudio(file=tmp_path / "nothing.raw", sample_rate=RATE), RATE)
     with pytest.raises(AudioError, match="sample rate must be"):
         read_audio(RawAudio(file=b"ab", sample_rate=1), RATE)
     with pytest.raises(AudioError, match="audio track 1 does not exist"):
         read_audio(RawAudio(file=b"ab", sample_rate=RATE), RATE, track=1)
-    soundfile.write(tmp_path / "a.wav", SPEECH, RATE)
-    code = "import sys; from u2moe.runtime.audio.reading import read_audio; read_audio(sys.argv[1], 16000); "
-    code += "assert 'av' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code, tmp_path / "a.wav"], check=True)

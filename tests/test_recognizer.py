@@ -6,13 +6,16 @@ import weakref
 import numpy as np
 import pytest
 import soundfile
+from feeding import RATE, TINY
 
 from u2moe.runtime import (
+    AudioError,
     BundleError,
     ContextGraph,
     DecodingOptions,
     Recognizer,
     StreamError,
+    TruncatedAudioError,
     bundle_location,
     ctc_greedy_search,
     ctc_prefix_beam_search,
@@ -89,28 +92,9 @@ def test_alternatives_have_texts_of_their_own(bundle, model, sound):
     texts = [doubled.vocabulary.text(alternative.tokens) for alternative in plain.nbest]
     firsts = [index for index, text in enumerate(texts) if text not in texts[:index]]
     assert len(firsts) < len(plain.nbest)
-    assert [(item.tokens, item.score) for item in found.nbest] == [
-        (plain.nbest[index].tokens, plain.nbest[index].score) for index in firsts
-    ]
+    expected = [plain.nbest[index] for index in firsts]
+    assert [(item.tokens, item.score) for item in found.nbest] == [(item.tokens, item.score) for item in expected]
     assert [item.text for item in found.nbest] == [texts[index] for index in firsts]
-
-
-def test_arrays_are_heard_and_told_piece_by_piece_as_files_are(recognizer, sound, tmp_path):
-    """For any length: features are never all in memory at the same time."""
-    long = np.tile(sound, 8)
-    soundfile.write(tmp_path / "a.wav", long, 16_000, subtype="FLOAT")
-    told = {"array": [], "file": []}
-    transcript = recognizer.transcribe(long, on_progress=told["array"].append)
-    assert transcript == recognizer.transcribe(tmp_path / "a.wav", on_progress=told["file"].append)
-    assert told["array"] == told["file"]
-    assert told["array"][:4] == [10.0, 20.0, 30.0, 32.0]
-
-
-@pytest.mark.parametrize("samples", [np.zeros(0), np.zeros(1), np.zeros(399), np.zeros(16_000)])
-def test_little_or_nothing(recognizer, samples):
-    transcript = recognizer.transcribe(samples)
-    assert transcript.duration == len(samples) / 16_000
-    assert (transcript.text == "") == (transcript.segments == [])
 
 
 def test_models_of_one_chunk_size_and_without_decoder(bundle, model, sound):
@@ -173,3 +157,68 @@ def test_what_is_dropped_is_freed_at_once(bundle, sound):
         assert model() is None
     finally:
         gc.enable()
+
+
+@pytest.fixture
+def long(sound):
+    return np.tile(sound, 6)
+
+
+@pytest.fixture
+def file(long, tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.stack([long, -long], axis=1), RATE, subtype="FLOAT")
+    return tmp_path / "a.wav"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [None, TINY])
+def test_files_and_arrays_are_heard_and_told_piece_by_piece(recognizer, file, long, options):
+    """For any length: features are never all in memory at the same time."""
+    read, told = [], []
+    segments = recognizer.segments(str(file), options=options, channel=0, on_progress=read.append)
+    assert read == []  # audio is read only on request
+    found = [next(segments)]
+    assert options is None or len(read) <= 1  # the first segment comes long before the end
+    transcript = recognizer.transcribe(long, options=options, on_progress=told.append)
+    assert [*found, *segments] == transcript.segments
+    assert [segment.segment for segment in transcript.segments] == list(range(18 if options else 2))
+    assert read == told == [10.0, 20.0, 24.0]
+    assert (transcript.complete, transcript.error) == (True, None)
+
+
+@pytest.mark.slow
+def test_damage_late_in_a_file_keeps_what_was_before(recognizer, file, long):
+    expected = recognizer.transcribe(long[: 12 * RATE], options=TINY)
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) - 8 * 12 * RATE])
+    transcript = recognizer.transcribe(file, options=TINY, channel=0)
+    assert (transcript.segments, transcript.text, transcript.duration) == (expected.segments, expected.text, 12.0)
+    assert len(expected.segments) > 6
+    assert not transcript.complete
+    assert transcript.error.startswith(f"{file}: contains ")
+    found = []
+    with pytest.raises(TruncatedAudioError, match="it is truncated"):
+        found.extend(recognizer.segments(file, options=TINY, channel=0))
+    assert found == expected.segments
+
+
+def test_what_cannot_be_read_is_refused_by_the_call_itself_and_an_error_of_the_program_is_no_damage(
+    recognizer, sound, tmp_path
+):
+    def on_progress(seconds):
+        raise AudioError("mine")
+
+    (tmp_path / "text.wav").write_text("not audio")
+    unread = [
+        (tmp_path / "none.wav", "no such file"),
+        (np.array([np.nan]), "NaN"),
+        (tmp_path / "text.wav", "be read as"),
+    ]
+    for call in (recognizer.transcribe, recognizer.segments):
+        for audio, message in unread:
+            with pytest.raises(AudioError, match=message):
+                call(audio)
+        with pytest.raises(ValueError, match="channel and track are only for files"):
+            call(sound, channel=0)
+    with pytest.raises(AudioError, match="mine"):
+        recognizer.transcribe(sound, on_progress=on_progress)

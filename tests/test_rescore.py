@@ -1,8 +1,21 @@
+import copy
+import dataclasses
+import itertools
+import math
+import shutil
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from u2moe.benchmarks.studies.calibration import write_calibration
+from u2moe.quantize import RECIPES, quantize_bundle
+from u2moe.runtime import Bundle, DecodingOptions, Recognizer
+from u2moe.runtime.bundle.manifest import Calibration
+from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.decoding.ctc import Hypothesis, ctc_prefix_beam_search
-from u2moe.runtime.decoding.rescoring import attention_beam_search, attention_rescoring
+from u2moe.runtime.decoding.rescoring import attention_beam_search, attention_rescoring, word_confidence
 from u2moe.runtime.model.model import TokenScores
 from u2moe.runtime.options import RescoringWeights
 
@@ -35,38 +48,13 @@ def test_rescoring_equals_wenet(golden):
     assert num_compared == 24
 
 
-def test_the_first_of_equals_wins_and_length_penalty_prefers_longer_sequences():
+def test_the_first_of_equals_wins_and_without_a_right_to_left_decoder_its_weight_has_no_effect():
     hypotheses = [Hypothesis(tokens=[i], score=-float(i), times=[0]) for i in range(4)]
     left = np.array([[-1, -1], [-0.5, -0.5], [-0.5, -0.5], [-3, -3]], np.float32)
     scores = TokenScores(left=left, right=None, next=np.zeros((4, 4), np.float32))
     ranked = attention_rescoring(hypotheses, scores, RescoringWeights(ctc_weight=0.0))
     assert [item.hypothesis.tokens[0] for item in ranked] == [1, 2, 0, 3]
-    assert (
-        ranked[0].score == ranked[0].attention_score == -1.0
-    )  # no right-to-left decoder: reverse_weight has no effect
-    short_first = attention_beam_search(chain, 3, beam_size=6, eos=2, length_penalty=0.0)
-    long_first = attention_beam_search(chain, 3, beam_size=6, eos=2, length_penalty=3.0)
-    assert len(long_first[0].tokens) > len(short_first[0].tokens)
-    assert [] not in [h.tokens for h in long_first[:-1]]  # a length of 0 must be last
-    found = attention_beam_search(chain, 3, beam_size=6, eos=2, length_penalty=3.0)
-    assert [] in [hypothesis.tokens for hypothesis in found]
-    assert all(np.isfinite(hypothesis.score) for hypothesis in found)
-    assert found[-1].tokens == []
-
-
-def test_confidence_is_the_geometric_mean_over_tokens_and_eos():
-    scores = TokenScores(
-        left=np.log(np.array([[0.5, 0.25, 0.125]], np.float32)),
-        right=np.log(np.array([[0.25, 0.75, 0.5]], np.float32)),
-        next=np.zeros((1, 4), np.float32),
-    )
-    weights = RescoringWeights(ctc_weight=2.0, reverse_weight=0.5)
-    (item,) = attention_rescoring([Hypothesis(tokens=[1, 2], score=-7.0, times=[0, 1])], scores, weights)
-    attention = 0.5 * np.log(0.5 * 0.25 * 0.125) + 0.5 * np.log(0.25 * 0.75 * 0.5)
-    assert item.attention_score == pytest.approx(attention, rel=1e-6)
-    assert item.score == pytest.approx(attention - 14.0, rel=1e-6)
-    assert item.confidence == pytest.approx(np.exp(attention / 3), rel=1e-6)
-    assert item.token_confidences == pytest.approx([0.375, 0.5], rel=1e-6)
+    assert ranked[0].score == ranked[0].attention_score == -1.0
 
 
 @pytest.mark.parametrize(("right", "reverse_weight", "probabilities", "expected"), [
@@ -76,14 +64,23 @@ def test_confidence_is_the_geometric_mean_over_tokens_and_eos():
     (None, 0.5, [], [0.5, 0.25]),
 ])  # fmt: skip
 def test_every_head_that_counts_has_a_voice(right, reverse_weight, probabilities, expected):
+    """The confidence is the geometric mean over tokens and eos."""
     scores = TokenScores(
         left=np.log(np.array([[0.5, 0.25, 0.125]], np.float32)),
         right=None if right is None else np.log(np.array([right], np.float32)),
         next=np.zeros((1, 4), np.float32),
     )
     hypothesis = Hypothesis(tokens=[1, 2], score=-7.0, times=[0, 1], probabilities=probabilities)
-    (item,) = attention_rescoring([hypothesis], scores, RescoringWeights(reverse_weight=reverse_weight))
+    weights = RescoringWeights(ctc_weight=2.0, reverse_weight=reverse_weight)
+    (item,) = attention_rescoring([hypothesis], scores, weights)
     assert item.token_probabilities == pytest.approx(expected, rel=1e-6)
+    reverse = reverse_weight if right else 0
+    attention = (1 - reverse) * math.log(0.5 * 0.25 * 0.125) + reverse * math.log(0.25 * 0.75 * 0.5)
+    assert item.attention_score == pytest.approx(attention, rel=1e-6)
+    assert item.score == pytest.approx(attention - 14.0, rel=1e-6)
+    assert item.confidence == pytest.approx(np.exp(attention / 3), rel=1e-6)
+    if right and reverse:
+        assert item.token_confidences == pytest.approx([0.375, 0.5], rel=1e-6)
 
 
 def chain(tokens):
@@ -104,3 +101,52 @@ def test_attention_beam_search_looks_ahead_and_stops_at_the_length_of_the_encode
 
     assert [len(h.tokens) for h in attention_beam_search(never_ends, 7, beam_size=2, eos=2)] == [7, 7]
     assert [h.tokens for h in attention_beam_search(never_ends, 0, beam_size=2, eos=2)] == [[]]
+    # A length penalty prefers longer sequences: a length of 0 must be last
+    short_first, long_first = (
+        attention_beam_search(chain, 3, beam_size=6, eos=2, length_penalty=penalty) for penalty in (0.0, 3.0)
+    )
+    assert len(long_first[0].tokens) > len(short_first[0].tokens)
+    assert [h.tokens for h in long_first].index([]) == len(long_first) - 1
+    assert all(np.isfinite(hypothesis.score) for hypothesis in long_first)
+
+
+def test_words_are_as_sure_as_their_tokens_and_calibration_is_kept_by_quantization(bundle, tmp_path):
+    assert word_confidence([0.9, 0.2, 0.8], None) == 0.2
+    assert word_confidence([0.8], None) == 0.8
+    assert word_confidence([0.8], Calibration()) == pytest.approx(0.8)
+    assert word_confidence([0.5], Calibration(scale=2.0)) == 0.5
+    assert word_confidence([0.8], Calibration(scale=2.0)) == pytest.approx(16 / 17)  # odds of 4 become 16
+    assert word_confidence([0.5], Calibration(bias=math.log(3))) == pytest.approx(0.75)
+    # A calibration is added to existing graphs, and later changed: the graphs must still fit the manifest
+    calibration = Calibration(scale=1.5, bias=-0.5)
+    folder = shutil.copytree(bundle.path, tmp_path / "bundle")
+    write_calibration(folder, calibration.scale, calibration.bias)
+    Bundle.open(folder).load()
+    assert Bundle.open(folder).manifest.metadata() == bundle.manifest.metadata()
+    quantized, _ = quantize_bundle(folder, tmp_path / "int8", RECIPES["int8"])
+    assert quantized.manifest.calibration == calibration
+    # As described in the embedding guide
+    assert Bundle.open(DEMO_FOLDER).manifest.calibration is not None
+
+
+@given(st.lists(st.floats(0, 1), min_size=2).map(sorted), st.floats(0.01, 100), st.floats(-1000, 1000))
+def test_calibration_keeps_the_order_and_is_a_probability(confidences, scale, bias):
+    found = [word_confidence([confidence], Calibration(scale=scale, bias=bias)) for confidence in confidences]
+    assert all(0 <= confidence <= 1 for confidence in found)
+    assert all(a <= b for a, b in itertools.pairwise(found))
+
+
+@pytest.mark.parametrize("search", ["ctc_prefix_beam", "attention_rescoring"])
+def test_confidences_are_what_the_bundle_says_they_are_worth(bundle, model, sound, search):
+    calibration = Calibration(scale=1.5, bias=-0.5)
+    other = copy.copy(model)
+    other.manifest = dataclasses.replace(model.manifest, calibration=calibration)
+    plain, scaled = (
+        Recognizer(bundle, which, DecodingOptions(search=search)).transcribe(sound).segments for which in (model, other)
+    )
+    expected = [word_confidence([word.confidence], calibration) for segment in plain for word in segment.words]
+    assert [word.confidence for segment in scaled for word in segment.words] == pytest.approx(expected)
+    assert expected
+    for before, after in zip(plain, scaled, strict=True):
+        assert after.confidence == pytest.approx(sum(word.confidence for word in after.words) / len(after.words))
+        assert (after.text, after.nbest) == (before.text, before.nbest)  # the ranking is unchanged

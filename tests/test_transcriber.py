@@ -1,7 +1,9 @@
-"""Transcribers with callbacks: ordered events, errors, a bounded queue, and closing."""
+"""Transcribers with callbacks and within `async with`: ordered events, errors, bounded queues, and closing."""
 
+import asyncio
 import dataclasses
 import gc
+import itertools
 import subprocess
 import sys
 import threading
@@ -12,56 +14,55 @@ from feeding import LIMIT_S, RATE, Gate
 from transcribing import OPTIONS, fail_at, feed_each, results_of
 
 from u2moe.runtime import AudioError, AudioOverflowError, ProviderError, StreamError, Transcriber, transcriber_thread
+from u2moe.runtime import transcriber as transcriber_module
 
 
-class Events:
-    """The callbacks so far, in order."""
-
-    def __init__(self):
-        self.partial, self.final, self.errors, self.threads = [], [], [], set()
-
-    def callbacks(self):
-        return {"on_partial": self.on_partial, "on_final": self.on_final, "on_error": self.errors.append}
-
-    def on_partial(self, result):
-        self.partial.append(result)
-        self.threads.add(threading.current_thread())
-
-    def on_final(self, result):
-        self.final.append(result)
-        self.threads.add(threading.current_thread())
+@pytest.fixture(scope="module")
+def results(recognizer, blocks):
+    """Return the texts of changing partial results, and the segments."""
+    return results_of(recognizer, blocks)
 
 
-def test_every_change_is_told_and_every_segment_once(own, blocks):
-    partial, segments = results_of(own, blocks)
-    assert len(segments) >= 3
-    assert len(partial) > len(segments)
-    events = Events()
-    with Transcriber(own, **events.callbacks()) as transcriber:
-        feed_each(transcriber, blocks)
+@pytest.fixture(scope="module")
+def segments(results):
+    return results[1]
+
+
+def test_every_change_is_told_and_every_segment_once(own, blocks, results):
+    (partial, segments), told, finals, errors, threads = results, [], [], [], set()
+    assert len(partial) > len(segments) >= 3
+    buffer = np.empty_like(blocks[0])
+
+    def on_final(result):
+        finals.append(result)
+        threads.add(threading.current_thread())
+
+    with Transcriber(own, on_partial=told.append, on_final=on_final, on_error=errors.append) as transcriber:
+        for block in blocks:
+            buffer[:] = block  # the caller may reuse its buffer
+            transcriber.feed(RATE, buffer)
+        buffer[:] = 0
         assert transcriber.duration == pytest.approx(4.0)
-    assert events.final == segments
-    assert [(result.segment, result.text) for result in events.partial] == partial
-    assert not any(result.is_final for result in events.partial)
-    assert events.errors == []
-    assert events.threads == {transcriber._thread.thread}
+    assert (finals, errors, threads) == (segments, [], {transcriber._thread.thread})
+    assert [(result.segment, result.text) for result in told] == partial
+    assert not any(result.is_final for result in told)
     assert not transcriber._thread.thread.is_alive()
 
 
 def test_text_that_turns_out_to_be_nothing_is_taken_back(own, blocks):
-    events = Events()
-    with Transcriber(own, **events.callbacks()) as transcriber:
+    told, finals = [], []
+    with Transcriber(own, on_partial=told.append, on_final=finals.append) as transcriber:
         source = transcriber._thread.live.stream.state
         conclude = source.conclude
         source.conclude = lambda result: conclude(dataclasses.replace(result, text=""))
         feed_each(transcriber, blocks[:11])
-    assert events.final == []
-    assert events.partial
-    assert events.partial[-1].text == ""
+    assert finals == []
+    assert told
+    assert told[-1].text == ""
 
 
-def test_what_is_too_much_is_refused_whole_and_can_be_fed_again(own, blocks):
-    gate, finals, refused = Gate(), [], []
+def test_what_is_too_much_is_refused_whole_and_can_be_fed_again(own, blocks, segments):
+    gate, finals = Gate(), []
     with Transcriber(own, on_final=finals.append, on_error=gate, max_queue_s=1.0) as transcriber:
         transcriber.report(AudioError("stop here"))
         assert gate.reached.wait(LIMIT_S)
@@ -78,22 +79,21 @@ def test_what_is_too_much_is_refused_whole_and_can_be_fed_again(own, blocks):
                 try:
                     transcriber.feed(RATE, block)
                     break
-                except AudioOverflowError as error:
-                    refused.append(error)
+                except AudioOverflowError:
                     threading.Event().wait(0.01)
-    assert finals == results_of(own, blocks)[1]
+    assert finals == segments
 
 
 def test_a_forked_process_has_no_thread(own, monkeypatch):
     with Transcriber(own) as transcriber:
         monkeypatch.setattr("os.getpid", lambda: -1)
-        for call in (
-            lambda: transcriber.feed(RATE, np.zeros(9)),
-            lambda: transcriber.report(ValueError()),
-            transcriber.input_finished,
+        for call, arguments in (
+            (transcriber.feed, (RATE, np.zeros(9))),
+            (transcriber.report, (ValueError(),)),
+            (transcriber.input_finished, ()),
         ):
             with pytest.raises(StreamError, match="was created before the process forked: create a new one"):
-                call()
+                call(*arguments)
         with transcriber._thread.changed:  # as if a thread of the parent held it during the fork
             ending = threading.Thread(target=lambda: (transcriber._thread.finish(), transcriber._thread._abandon()))
             ending.start()
@@ -102,31 +102,27 @@ def test_a_forked_process_has_no_thread(own, monkeypatch):
         monkeypatch.undo()
 
 
-def test_failed_decoding_is_told_and_ends_the_transcriber(own, blocks):
-    segments = results_of(own, blocks[:20])[1]
-    fail_at(own, 20, ProviderError("the device is gone"))
-    events = Events()
-    transcriber = Transcriber(own, **events.callbacks())
-    feed_each(transcriber, blocks[:20])
+def test_failed_decoding_is_told_after_the_segments_before_it_and_ends_the_transcriber(own, blocks):
+    stream, number, finals, errors = own.create_stream(OPTIONS), 0, [], []
+    while not stream.is_endpoint():
+        stream.accept_waveform(RATE, blocks[number])
+        own.decode_streams([stream])
+        number += 1
+    fail_at(own, number, ProviderError("the device is gone"))
+    transcriber = Transcriber(own, on_final=finals.append, on_error=errors.append)
+    feed_each(transcriber, blocks[:number])
     transcriber._thread.thread.join(LIMIT_S)
     with pytest.raises(StreamError, match="ended by an error: the device is gone") as refusal:
-        transcriber.feed(RATE, blocks[20])
+        transcriber.feed(RATE, blocks[number])
     assert isinstance(refusal.value.__cause__, ProviderError)
     with pytest.raises(StreamError, match="the device is gone"):
         transcriber.input_finished()
     transcriber.close()
-    assert [str(error) for error in events.errors] == ["the device is gone"]
-    assert 0 < len(events.final) < len(segments) + 1
-    assert events.final == segments[: len(events.final)]
+    assert [str(error) for error in errors] == ["the device is gone"]
+    assert finals == stream.take_segments()
 
 
-def test_errors_in_callbacks_are_told_or_raised_by_close(own, blocks):
-    fail_at(own, 3, ProviderError("the device is gone"))
-    transcriber = Transcriber(own)
-    feed_each(transcriber, blocks[:3])
-    with pytest.raises(ProviderError, match="the device is gone"):
-        transcriber.close()
-    transcriber.close()
+def test_errors_in_callbacks_are_told_or_raised_by_close(own, blocks, segments):
     finals, errors = [], []
 
     def on_final(result):
@@ -135,8 +131,14 @@ def test_errors_in_callbacks_are_told_or_raised_by_close(own, blocks):
 
     with Transcriber(own, on_final=on_final, on_error=errors.append) as transcriber:
         feed_each(transcriber, blocks)
-    assert finals == results_of(own, blocks)[1]
+    assert finals == segments
     assert [error.args for error in errors] == [(result.segment,) for result in finals]
+    fail_at(own, 3, ProviderError("the device is gone"))
+    transcriber = Transcriber(own)
+    feed_each(transcriber, blocks[:3])
+    with pytest.raises(ProviderError, match="the device is gone"):
+        transcriber.close()
+    transcriber.close()
 
 
 @pytest.mark.parametrize("has_on_error", [False, True])
@@ -171,8 +173,6 @@ def test_arguments_that_are_refused(own, argument, message):
 
 def test_what_is_closed_neither_warns_nor_hides_an_error_of_the_block(own, blocks):
     """Warnings are errors here."""
-    with Transcriber(own) as transcriber:
-        transcriber.feed(RATE, blocks[0])
     transcriber = Transcriber(own)
     transcriber.close()
     del transcriber
@@ -184,15 +184,15 @@ def test_what_is_closed_neither_warns_nor_hides_an_error_of_the_block(own, block
         raise ZeroDivisionError
 
 
-def test_reports_that_wait_are_bounded(own, monkeypatch):
+def test_reports_come_in_order_and_those_that_wait_are_bounded(own, blocks, monkeypatch):
     monkeypatch.setattr(transcriber_thread, "_MAX_REPORTS", 3)
     gate, told = Gate(), []
 
     def on_error(error):
-        told.append(str(error))
+        told.append(error)
         gate(error)
 
-    with Transcriber(own, on_error=on_error) as transcriber:
+    with Transcriber(own, on_final=told.append, on_error=on_error) as transcriber:
         transcriber.report(AudioError("stop here"))
         assert gate.reached.wait(LIMIT_S)
         for number in range(9):
@@ -200,8 +200,11 @@ def test_reports_that_wait_are_bounded(own, monkeypatch):
         gate.open.set()
         while transcriber._thread._items:
             threading.Event().wait(0.01)
+        feed_each(transcriber, blocks[:20])
         transcriber.report(AudioError("later"))
-    assert told == ["stop here", "0", "1", "2", "later"]
+        feed_each(transcriber, blocks[20:])
+    assert [str(event) for event in told if isinstance(event, AudioError)] == ["stop here", "0", "1", "2", "later"]
+    assert 4 < [str(event) for event in told].index("later") < len(told) - 1
 
 
 def test_use_after_the_end(own, blocks):
@@ -209,30 +212,14 @@ def test_use_after_the_end(own, blocks):
     transcriber.feed(RATE, blocks[0])
     for end in (transcriber.input_finished, transcriber.close, transcriber.close):
         end()
-        for use in (
-            lambda: transcriber.feed(RATE, blocks[1]),
-            lambda: transcriber.feed(RATE, []),
-            lambda: transcriber.report(AudioError("late")),
-            transcriber.input_finished,
+        for use, arguments in (
+            (transcriber.feed, (RATE, blocks[1])),
+            (transcriber.feed, (RATE, [])),
+            (transcriber.report, (AudioError("late"),)),
+            (transcriber.input_finished, ()),
         ):
             with pytest.raises(StreamError, match="input of this transcriber is finished"):
-                use()
-
-
-def test_the_caller_may_reuse_its_buffer_and_reports_come_in_order(own, blocks):
-    finals, buffer = [], np.empty_like(blocks[0])
-    with Transcriber(own, on_final=finals.append) as transcriber:
-        for block in blocks:
-            buffer[:] = block
-            transcriber.feed(RATE, buffer)
-        buffer[:] = 0
-    assert finals == results_of(own, blocks)[1]
-    told = []
-    with Transcriber(own, on_final=told.append, on_error=told.append) as transcriber:
-        feed_each(transcriber, blocks[:20])
-        transcriber.report(AudioError("a gap"))
-        feed_each(transcriber, blocks[20:])
-    assert 0 < [str(event) for event in told].index("a gap") < len(told) - 1
+                use(*arguments)
 
 
 def test_two_threads_may_feed_and_no_portion_is_torn(own, monkeypatch):
@@ -256,7 +243,7 @@ def test_two_threads_may_feed_and_no_portion_is_torn(own, monkeypatch):
     assert [-value for value in values if value < 0] == list(range(1, 201))
 
 
-def test_close_from_a_callback_does_not_wait_for_itself(own, blocks):
+def test_close_from_a_callback_does_not_wait_for_itself(own, blocks, segments):
     finals = []
 
     def on_final(result):
@@ -267,7 +254,7 @@ def test_close_from_a_callback_does_not_wait_for_itself(own, blocks):
     transcriber.feed(RATE, np.concatenate(blocks))
     transcriber._thread.thread.join(LIMIT_S)
     assert not transcriber._thread.thread.is_alive()
-    assert finals == results_of(own, blocks)[1]
+    assert finals == segments
 
 
 @pytest.mark.slow
@@ -279,7 +266,7 @@ from u2moe.runtime import Recognizer, Transcriber
 recognizer = Recognizer.from_pretrained({str(bundle.path)!r})
 transcribers = [Transcriber(recognizer, on_final=print) for _ in range(3)]
 for transcriber in transcribers:
-    for _ in range(9):
+    for _ in range(3):
         transcriber.feed(16000, np.random.default_rng(0).normal(0, 0.1, 16000))
 {ending}
 """
@@ -287,7 +274,7 @@ for transcriber in transcribers:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_an_unclosed_transcriber_warns_and_recognises_what_it_was_fed(own, blocks):
+def test_an_unclosed_transcriber_warns_and_recognises_what_it_was_fed(own, blocks, segments):
     finals = []
     transcriber = Transcriber(own, on_final=finals.append)
     feed_each(transcriber, blocks)
@@ -296,10 +283,10 @@ def test_an_unclosed_transcriber_warns_and_recognises_what_it_was_fed(own, block
         del transcriber
     thread.join(LIMIT_S)
     assert not thread.is_alive()
-    assert finals == results_of(own, blocks)[1]
+    assert finals == segments
 
 
-def test_what_is_refused_changes_nothing(own, blocks):
+def test_what_is_refused_changes_nothing(own, blocks, segments):
     """Refused samples do not set the sample rate either."""
     finals, bad = [], (np.full(5, np.nan, np.float32), np.zeros((5, 2), np.float32), np.zeros(5, np.int32))
     with Transcriber(own, on_final=finals.append) as transcriber:
@@ -314,17 +301,99 @@ def test_what_is_refused_changes_nothing(own, blocks):
                     transcriber.feed(RATE, samples)
         with pytest.raises(AudioError, match="sample rate changed from 16000 to 8000 Hz"):
             transcriber.feed(8000, blocks[0])
-    assert finals == results_of(own, blocks)[1]
+    assert finals == segments
 
 
-def test_a_segment_that_was_found_before_decoding_failed_is_told(own, blocks):
-    stream, number, events = own.create_stream(OPTIONS), 0, Events()
-    while not stream.is_endpoint():
-        stream.accept_waveform(RATE, blocks[number])
-        own.decode_streams([stream])
-        number += 1
-    fail_at(own, number, ProviderError("the device is gone"))
-    with Transcriber(own, **events.callbacks()) as transcriber:
-        feed_each(transcriber, blocks[:number])
-    assert events.final == stream.take_segments()
-    assert [str(error) for error in events.errors] == ["the device is gone"]
+async def feed_all(transcriber, blocks):
+    for block in blocks:
+        await transcriber.feed_async(RATE, block)
+    transcriber.input_finished()
+
+
+def test_async_iteration_gives_every_segment_once(own, sound, segments):
+    async def run():
+        events = []
+        async with asyncio.timeout(LIMIT_S), Transcriber(own, max_queue_s=0.35) as transcriber:
+            feeding = asyncio.create_task(feed_all(transcriber, [sound[:50_000], sound[50_000:]]))
+            async for event in transcriber:
+                assert transcriber.queued_s <= 0.35
+                events.append(event)
+            await feeding
+        return events
+
+    events = asyncio.run(run())
+    assert [event for event in events if event.is_final] == segments
+    assert any(not event.is_final for event in events)
+    assert all(a.is_final or b.is_final or a.text != b.text for a, b in itertools.pairwise(events))
+
+
+@pytest.mark.parametrize("has_callback", [False, True])
+def test_partial_results_that_wait_are_dropped_and_a_callback_takes_its_events(own, blocks, segments, has_callback):
+    async def run():
+        finals = []
+        async with Transcriber(own, on_final=finals.append if has_callback else None) as transcriber:
+            await transcriber.feed_async(RATE, np.concatenate(blocks)[:RATE])
+            partial = await anext(transcriber)
+            await feed_all(transcriber, [np.concatenate(blocks)[RATE:]])
+            await asyncio.to_thread(transcriber._thread.thread.join, LIMIT_S)
+            return finals, partial, [event async for event in transcriber]
+
+    finals, partial, rest = asyncio.run(run())
+    assert not partial.is_final
+    assert (finals, rest) == ((segments, []) if has_callback else ([], segments))
+
+
+def test_an_iteration_may_be_left(own, blocks):
+    async def run():
+        async with asyncio.timeout(LIMIT_S), Transcriber(own) as transcriber:
+            feed_each(transcriber, blocks)
+            async for _ in transcriber:
+                break
+        return transcriber._thread.thread.is_alive()
+
+    assert not asyncio.run(run())
+
+
+@pytest.mark.parametrize("limit", [None, 2])
+def test_errors_are_raised_by_the_iteration_and_results_that_nobody_takes_are_one(
+    own, blocks, segments, monkeypatch, limit
+):
+    if limit is None:
+        fail_at(own, 30, ProviderError("the device is gone"))
+    else:
+        monkeypatch.setattr(transcriber_module, "_MAX_KEPT", limit)
+    kind, message = (ProviderError, "the device is gone") if limit is None else (StreamError, "2 results are waiting")
+    events = []
+
+    async def take_all(transcriber, events):
+        async for event in transcriber:
+            events += [event]
+
+    async def run():
+        async with Transcriber(own) as transcriber:
+            feed_each(transcriber, blocks)
+            await asyncio.to_thread(transcriber._thread.thread.join, LIMIT_S)
+            with pytest.raises(kind, match=message):
+                await take_all(transcriber, events)
+            with pytest.raises(StreamError, match=message):
+                await transcriber.feed_async(RATE, blocks[0])
+
+    asyncio.run(run())
+    finals = [event for event in events if event.is_final]
+    assert finals == segments[: limit or len(finals)]
+    assert finals
+
+
+def test_what_needs_async_with_says_so(own, blocks):
+    async def run():
+        transcriber = Transcriber(own)
+        with pytest.raises(StreamError, match="async with"):
+            await transcriber.feed_async(RATE, blocks[0])
+        with pytest.raises(StreamError, match="async with"):
+            await anext(transcriber)
+        transcriber.feed(RATE, blocks[0])
+        with pytest.raises(StreamError, match="before feeding"):
+            await transcriber.__aenter__()
+        transcriber.close()
+
+    asyncio.run(run())

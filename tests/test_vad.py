@@ -80,9 +80,7 @@ def test_stretches_are_apart_and_another_rate_is_refused(vad, recognizer, monkey
         recognizer.transcribe(np.zeros(16_000, np.float32), vad=vad)
 
 
-@pytest.mark.parametrize(
-    "content", [None, b"", b"no onnx", "another", "shape"], ids=["missing", "empty", "text", "another", "shape"]
-)
+@pytest.mark.parametrize("content", [None, b"", b"no onnx", "another", "shape"])
 def test_what_is_no_vad(content, tmp_path, bundle):
     file = tmp_path / "vad.onnx"
     if isinstance(content, bytes):
