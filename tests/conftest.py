@@ -25,9 +25,9 @@ import pytest
 import soundfile
 from browsing import opened_pages
 from corpora import ToyChoice, write_corpus
+from feeding import OPTIONS
 from hypothesis import HealthCheck, settings
 from tones import toy_recognizer
-from transcribing import OPTIONS
 
 from u2moe.runtime import Bundle, BundleWriter, Recognizer, SessionSettings
 from u2moe.runtime.corpus.runner import CorpusOptions, run_corpus
@@ -275,9 +275,7 @@ def fits_16_bits():
     """Return a check that rows 2k and 2k + 1 of an int8 weight, times any uint8, have sums that fit into 16 bits."""
 
     def fits(integers):
-        padded = np.zeros((len(integers) + len(integers) % 2, integers.shape[1]), int)
-        padded[: len(integers)] = integers
-        pairs = padded.reshape(-1, 2, integers.shape[1])
+        pairs = np.pad(integers.astype(int), ((0, len(integers) % 2), (0, 0))).reshape(-1, 2, integers.shape[1])
         highest, lowest = (255 * side(pairs, 0).sum(axis=1) for side in (np.maximum, np.minimum))
         return highest.max() <= 32767 and lowest.min() >= -32768
 
@@ -286,33 +284,10 @@ def fits_16_bits():
 
 @pytest.fixture(scope="session")
 def session_of():
-    """Return a function that builds an onnxruntime session of consecutive calls; the last call also takes the weights.
-    Its arguments are the functions, the ranks of the inputs by name, and the weights by name."""
-    return _session_of
+    """Return the function of toys/layers.py, which needs onnx."""
+    import layers  # noqa: PLC0415 - as in `write_bundle`
 
-
-def _session_of(chain, inputs, initial, dtype=np.float32):
-    import onnx_ir as ir  # noqa: PLC0415
-    import onnxruntime  # noqa: PLC0415
-
-    kind = ir.DataType.from_numpy(np.dtype(dtype))
-    fed = [ir.val(name, dtype=kind, shape=(None,) * rank) for name, rank in inputs.items()]
-    weights = []
-    for name, array in initial.items():
-        tensor = ir.tensor(array, name=name)
-        weights.append(ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor))
-    y = ir.val("y", dtype=kind, shape=None)
-    calls, values = [], fed
-    for function in chain[:-1]:
-        values = [ir.val(output.name) for output in function.outputs]
-        calls.append(ir.Node(function.domain, function.name, calls[-1].outputs if calls else fed, outputs=values))
-    calls.append(ir.Node(chain[-1].domain, chain[-1].name, [*values, *weights], outputs=[y]))
-    opsets = {"": 18, "u2moe": 1, "com.microsoft": 1}
-    graph = ir.Graph(fed, [y], nodes=calls, initializers=weights, opset_imports=opsets, name="one")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    model = ir.Model(graph, ir_version=8, functions=chain)
-    return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options)
+    return layers.session_of
 
 
 class FakeSounddevice(types.ModuleType):

@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -21,57 +20,37 @@ LEFT_OUT = (
     "runtime/web/index.d.ts", "CHANGELOG.md", "docs/change.md", "tests/test_change.py",
 )  # fmt: skip
 """Files written by scripts or WeNet, and files that name everything."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Example:
-    """An existing example of a change.
-
-    Attributes:
-        words: regular expression for its names, as whole words.
-        name: replacement of the placeholder in file names.
-        most: maximum number of files that such a change may touch, including pages and tests.
-        uses: files that mention the example, but would not have to mention another one.
-    """
-
-    words: str
-    name: str = ""
-    most: int = 20
-    uses: tuple[str, ...] = ()
-
-
+MOST = {"Add an activation": 7, "Add a format for experts": 8, "Add an output format": 4,
+        "Add a search option or an endpoint rule": 10}  # fmt: skip
+"""Maximum number of files that such a change may touch, including pages and tests, if it is not 20."""
+NAMES = {
+    "Add an encoder": "efficient_conformer", "Add a format for experts": "int4", "Quantize another layer": "front_end",
+    "Add a list format": "kaldi", "Add a protocol of the server": "vosk", "Add a measurement": "word_times",
+}  # fmt: skip
+"""Replacement of the placeholder in file names."""
 EXAMPLES = {
-    "Add an activation": Example(words="hardtanh", most=7, uses=("runtime/kernels/source/programs/cases.h",)),
-    "Add a layer variant": Example(words="rms_norm|RmsNorm", uses=("quantize/smoothing.py", "tests/*")),
-    "Add an encoder": Example(
-        words="efficient_conformer|efficientConformer",
-        name="efficient_conformer",
-        uses=("tests/test_training_config.py", "docs/npu.md"),
+    "Add an activation": ("hardtanh", "runtime/kernels/source/programs/cases.h"),
+    "Add a layer variant": ("rms_norm|RmsNorm", "quantize/smoothing.py", "tests/*"),
+    "Add an encoder": ("efficient_conformer|efficientConformer", "tests/test_training_config.py", "docs/npu.md"),
+    "Add a recipe": ("int8-experts", "tests/*"),
+    "Add a format for experts": ("Int4Conversion|'int4'",),
+    "Quantize another layer": ("quantize_front_end",),
+    "Add an output format": ("ctm", "runtime/cli/transcribe.py"),
+    "Add a list format": ("[Ll]hotse",),
+    "Add a protocol of the server": (
+        "vosk|Vosk", "README.md", "docs/results/systems.md", "runtime/cli/serve.py", "tests/server/*"
     ),
-    "Add a recipe": Example(words="int8-experts", uses=("tests/*",)),
-    "Add a format for experts": Example(words="Int4Conversion|'int4'", name="int4", most=8),
-    "Quantize another layer": Example(words="quantize_front_end", name="front_end"),
-    "Add an output format": Example(words="ctm", most=4, uses=("runtime/cli/transcribe.py",)),
-    "Add a list format": Example(words="[Ll]hotse", name="kaldi"),
-    "Add a protocol of the server": Example(
-        words="vosk|Vosk", name="vosk",
-        uses=("README.md", "docs/results/systems.md", "runtime/cli/serve.py", "tests/server/*"),
+    "Add a search option or an endpoint rule": ("length_penalty", "examples/c/rust/u2moe-sys/src/lib.rs", "tests/*"),
+    "Add a field to the manifest": (
+        "chunk_multiple", "export/*", "docs/export.md", "runtime/model/encoder.py", "runtime/decoding/*",
+        "runtime/cpp/source/recognition.hpp", "tests/test_static.py",
     ),
-    "Add a search option or an endpoint rule": Example(
-        words="length_penalty", most=10, uses=("examples/c/rust/u2moe-sys/src/lib.rs", "tests/*")
-    ),
-    "Add a field to the manifest": Example(
-        words="chunk_multiple",
-        uses=(
-            "export/*", "docs/export.md", "runtime/model/encoder.py", "runtime/decoding/*",
-            "runtime/cpp/source/recognition.hpp", "tests/test_static.py",
-        ),
-    ),
-    "Add a measurement": Example(
-        words="word_times", name="word_times",
-        uses=("docs/recognise.md", "examples/train_demo/measurements.py", "tests/test_pauses.py"),
+    "Add a measurement": (
+        "word_times", "docs/recognise.md", "examples/train_demo/measurements.py", "tests/test_pauses.py",
     ),
 }  # fmt: skip
+"""Regular expression for the names of an existing example, as whole words, and files that mention it but would not have
+to mention another one."""
 
 
 def files_of(title):
@@ -81,7 +60,7 @@ def files_of(title):
         for name in re.findall("`(.*?)`", cell):
             path = name if "/" in name or (ROOT / name).is_file() else folder + name
             folder = path[: path.rfind("/") + 1]
-            yield re.sub(r"(?<![A-Z])(?:KIND|FORMAT|NAME)(?![A-Z])", EXAMPLES[title].name, path)
+            yield re.sub(r"(?<![A-Z])(?:KIND|FORMAT|NAME)(?![A-Z])", NAMES.get(title, ""), path)
 
 
 def test_every_recipe_has_an_example():
@@ -89,20 +68,16 @@ def test_every_recipe_has_an_example():
 
 
 @pytest.mark.parametrize("title", EXAMPLES)
-def test_a_recipe_names_files_that_exist_and_few(title):
-    assert [name for name in files_of(title) if not (ROOT / name).exists()] == []
+def test_a_recipe_names_few_files_that_exist_and_every_file_of_its_example(title):
+    named, (words, *uses) = list(files_of(title)), EXAMPLES[title]
+    assert [name for name in named if not (ROOT / name).exists()] == []
     num_files = sum(1 if " or " in cell else len(re.split("[,;] ", cell)) for cell in RECIPES[title])
-    assert num_files <= EXAMPLES[title].most
-
-
-@pytest.mark.parametrize("title", EXAMPLES)
-def test_a_recipe_names_every_file_of_its_example(title):
-    example = EXAMPLES[title]
-    command = ["git", "grep", "-lwE", "-e", example.words]
+    assert num_files <= MOST.get(title, 20)
+    command = ["git", "grep", "-lwE", "-e", words]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if found.returncode > 1:
         pytest.skip("not a clone")
-    known = [f"{name}*" if name.endswith("/") else name for name in (*files_of(title), *example.uses, *LEFT_OUT)]
+    known = [f"{name}*" if name.endswith("/") else name for name in (*named, *uses, *LEFT_OUT)]
     touched = found.stdout.splitlines()
     assert [name for name in touched if not any(fnmatch(name, pattern) for pattern in known)] == []
-    assert any(name in touched for name in files_of(title)), "the example is not named there"
+    assert any(name in touched for name in named), "the example is not named there"

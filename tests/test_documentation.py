@@ -1,6 +1,7 @@
 """The documentation: the site is built without a warning and without other hosts, and its commands run."""
 
 import importlib.util
+import itertools
 import os
 import re
 import shlex
@@ -27,22 +28,15 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 FOREIGN = re.compile(r"<(?:script|img|iframe|source|audio|video|link)\b[^>]*?\b(?:src|href)=\"?(?:https?:)?//[^\s\">]+")
 
 
 def commands(page):
-    """Lines of the shell blocks of a page, as lists of words without comments."""
+    """Return the commands in the shell blocks of a page, as lists of words without comments."""
     blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines()]
-    return [words for line in lines for words in split_at_and(shlex.split(line, comments=True)) if words]
-
-
-def split_at_and(words):
-    if "&&" in words:
-        place = words.index("&&")
-        return [words[:place], *split_at_and(words[place + 1 :])]
-    return [words]
+    lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    return [list(words) for line in lines for is_and, words in itertools.groupby(line, "&&".__eq__) if not is_and]
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +56,13 @@ def test_nothing_is_fetched_from_other_hosts_and_marks_are_filled_in(site):
     pages = sorted(site.rglob("*.html"))
     assert len(pages) > 20
     for page in pages:
-        assert not FOREIGN.findall(page.read_text(encoding="utf-8")), page
+        text = page.read_text(encoding="utf-8")
+        assert not FOREIGN.findall(text), page
+        assert not re.search(r"^(<p>)?\{\{ \w+", text, re.MULTILINE), page
     for sheet in site.rglob("*.css"):
         assert "//fonts." not in sheet.read_text(encoding="utf-8"), sheet
-    for page in site.rglob("*.html"):
-        assert not re.search(r"^(<p>)?\{\{ \w+", page.read_text(encoding="utf-8"), re.MULTILINE), page
     files = (site / "how" / "files" / "index.html").read_text(encoding="utf-8")
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    for folder in project["tool"]["setuptools"]["package-dir"].values():
+    for folder in PROJECT["tool"]["setuptools"]["package-dir"].values():
         for file in (ROOT / folder).glob("*.py"):
             assert file.name == "__init__.py" or f"<code>{file.name}</code>" in files, file
     assert "--weights FILE" in (site / "export" / "index.html").read_text(encoding="utf-8")
@@ -95,7 +88,7 @@ def test_commands_are_understood(page, monkeypatch):
             assert set(arguments) <= set(targets), words
         elif program == "pip":
             for extras in re.findall(r"\[(.*?)\]", " ".join(arguments)):
-                assert set(extras.split(",")) <= EXTRAS.keys(), words
+                assert set(extras.split(",")) <= PROJECT["project"]["optional-dependencies"].keys(), words
         elif program in ("python", "python3") and arguments[0] == "-m":
             assert importlib.util.find_spec(arguments[1]), words
         elif program in ("python", "pytest"):

@@ -10,8 +10,7 @@ import threading
 
 import numpy as np
 import pytest
-from feeding import LIMIT_S, RATE, Gate
-from transcribing import OPTIONS, fail_at, feed_each, results_of
+from feeding import LIMIT_S, OPTIONS, RATE, Gate, fail_at, feed_each, results_of
 
 from u2moe.runtime import AudioError, AudioOverflowError, ProviderError, StreamError, Transcriber, transcriber_thread
 from u2moe.runtime import transcriber as transcriber_module

@@ -146,15 +146,8 @@ def front_ends():
 def resamplings():
     random = np.random.default_rng(3)
     cases = []
-    for rate, num in (
-        (8000, 120),
-        (11_025, 150),
-        (22_050, 150),
-        (44_056, 300),
-        (44_100, 300),
-        (48_000, 1),
-        (48_000, 0),
-    ):
+    sizes = {8000: [120], 11_025: [150], 22_050: [150], 44_056: [300], 44_100: [300], 48_000: [1, 0]}
+    for rate, num in ((rate, num) for rate, each in sizes.items() for num in each):
         samples = random.integers(-20_000, 20_000, num).tolist()
         cases.append({"name": f"{rate}, {num}", "rate": rate, "samples": samples})
     return {"cases": cases}
@@ -199,6 +192,7 @@ def writings():
 def recordings():
     """Return cases with the demo's clips, repeated `repeats` times. Tests compute the results."""
     weights = {"weight": 0.3, "word_bonus": 1.0, "unknown_score": -10.0, "rescoring_weight": 0.5}
+    others = [*COMMANDS, "[unk]"]
     speech = {"threshold": 0.5, "end_threshold": 0.4, "min_silence": 0.3, "padding": 0.1}
     cases = {
         "stream": (1, {"chunk_size": 16, "endpoint": {}}),
@@ -213,15 +207,9 @@ def recordings():
         "hotwords": (1, {"chunk_size": 16, "beam_size": 10, "endpoint": {}, "hotwords": "time :2\nthe date"}),
         "grammar": (1, {"chunk_size": 16, "endpoint": {}, "grammar": COMMANDS}),
         "grammar, full context": (4, {"chunk_size": None, "endpoint": {}, "grammar": COMMANDS}),
-        "grammar, first pass": (
-            1, {"chunk_size": 8, "search": "ctc_prefix_beam", "endpoint": {}, "grammar": [*COMMANDS, "[unk]"]},
-        ),
-        "grammar, other words": (
-            1, {"chunk_size": 16, "blank_penalty": 2.0, "endpoint": {}, "grammar": [*COMMANDS, "[unk]"]},
-        ),
-        "grammar, other words, full context": (
-            4, {"chunk_size": None, "endpoint": {"pause": None}, "grammar": [*COMMANDS, "[unk]"]},
-        ),
+        "grammar, first pass": (1, {"chunk_size": 8, "search": "ctc_prefix_beam", "endpoint": {}, "grammar": others}),
+        "grammar, other words": (1, {"chunk_size": 16, "blank_penalty": 2.0, "endpoint": {}, "grammar": others}),
+        "grammar, other words, full context": (4, {"chunk_size": None, "endpoint": {"pause": None}, "grammar": others}),
         "language model": (1, {"chunk_size": 16, "endpoint": {}, "language_model": weights}),
         "written": (1, {"chunk_size": 16, "endpoint": {}, "text_format": {}}),
         "full context": (1, {"chunk_size": None, "endpoint": {}}),
@@ -231,13 +219,8 @@ def recordings():
         "length penalty": (1, {"chunk_size": 16, "search": "attention", "length_penalty": 0.8, "endpoint": {}}),
         "speech": (1, {"chunk_size": None, "endpoint": {}, "vad": {"network": "windows", **speech}}),
         "speech, other network": (
-            1,
-            {
-                "chunk_size": None,
-                "padding_s": 0.2,
-                "endpoint": {},
-                "vad": {"network": "sequences", **speech, "min_silence": 0.2},
-            },
+            1, {"chunk_size": None, "padding_s": 0.2, "endpoint": {},
+                "vad": {"network": "sequences", **speech, "min_silence": 0.2}},
         ),
     }  # fmt: skip
     return {"cases": [{"name": name, "repeats": num, "options": options} for name, (num, options) in cases.items()]}

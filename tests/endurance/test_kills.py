@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,9 +22,6 @@ from u2moe.runtime.corpus.run_folder import OutputFolder
 pytestmark = [pytest.mark.slow, pytest.mark.endurance, pytest.mark.skipif(os.name != "posix", reason="signals")]
 
 RATE = 16_000
-VICTIMS = ("worker", "driver", "machine")
-"""A recognising process, the process that directs them, or all processes of a machine."""
-BLOCK_SIZE = 50
 MOST_BLOCKS = 2
 """Maximum number of blocks finished between two kills."""
 
@@ -46,21 +42,20 @@ def make_corpus(folder, count):
 
 def start(listed, output):
     """Start a session of processes, as on a separate machine."""
-    command = [sys.executable, "-m", "u2moe", "corpus", listed, output, "--workers", "1", "--block-size", BLOCK_SIZE]
-    return subprocess.Popen(list(map(str, command)), start_new_session=True, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "u2moe", "corpus", listed, output, "--workers", "1", "--block-size", "50"]
+    return subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
 
 
 def kill(process, victim, rng):
-    """Kill a part of a run; return whether it existed."""
-    with suppress(OSError):
+    """Kill a recognising process, the process that directs them, or all processes of a machine; return whether it
+    existed."""
+    with suppress(OSError, IndexError):  # no workers
         if victim == "machine":
             os.killpg(process.pid, signal.SIGKILL)
         elif victim == "driver":
             process.kill()
         else:
             workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii").split()
-            if not workers:
-                return False
             os.kill(int(rng.choice(workers)), signal.SIGKILL)
         return True
     return False
@@ -68,17 +63,14 @@ def kill(process, victim, rng):
 
 def disturbed(listed, output, num_kills):
     """Run on two machines to the end, killing and restarting processes; return the number of kills."""
-    rng = random.Random(0)
+    rng, kills, wanted, folder = random.Random(0), 0, 1, OutputFolder(str(output))
     machines = [start(listed, output) for _ in range(2)]
-    kills, wanted, folder = Counter(), 1, OutputFolder(str(output))
     try:
         while any(machine.poll() is None for machine in machines):
             time.sleep(rng.uniform(0.02, 0.3))
-            if kills.total() < num_kills and len(folder.finished_blocks()) >= wanted:
-                victim = rng.choice(VICTIMS)
-                if kill(rng.choice(machines), victim, rng):
-                    kills[victim] += 1
-                    wanted = len(folder.finished_blocks()) + rng.randint(0, MOST_BLOCKS)
+            is_time = kills < num_kills and len(folder.finished_blocks()) >= wanted
+            if is_time and kill(rng.choice(machines), rng.choice(("worker", "driver", "machine")), rng):
+                kills, wanted = kills + 1, len(folder.finished_blocks()) + rng.randint(0, MOST_BLOCKS)
             machines = [start(listed, output) if machine.poll() not in (None, 0) else machine for machine in machines]
     finally:
         for machine in machines:
@@ -92,10 +84,9 @@ def test_every_utterance_is_there_once(tmp_path):
     num_files, num_kills = 6000, 60
     listed = make_corpus(tmp_path / "corpus", num_files)
     assert start(listed, tmp_path / "undisturbed").wait() == 0
-    assert 0 < disturbed(listed, tmp_path / "disturbed", num_kills).total() <= num_kills
-    folder = OutputFolder(str(tmp_path / "disturbed"))
+    assert 0 < disturbed(listed, tmp_path / "disturbed", num_kills) <= num_kills
+    folder, undisturbed = (OutputFolder(str(tmp_path / name)) for name in ("disturbed", "undisturbed"))
     outcomes = list(read_outcomes(folder))
     assert len({outcome.key for outcome in outcomes}) == len(outcomes) == num_files
     assert not any(outcome.error for outcome in outcomes)
-    undisturbed = OutputFolder(str(tmp_path / "undisturbed"))
     assert [found[::2] for found in folder.contents()] == [found[::2] for found in undisturbed.contents()]

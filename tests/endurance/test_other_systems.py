@@ -41,9 +41,15 @@ int main(int, char** argv) {
 """
 
 
-def segments(done):
+def run(*command, **settings):
+    """Return the output of a command that succeeds."""
+    done = subprocess.run(list(map(str, command)), capture_output=True, check=False, **settings)
     assert done.returncode == 0, done.stderr[-2000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return done.stdout.decode()
+
+
+def segments(output):
+    return [json.loads(line) for line in output.splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -75,21 +81,16 @@ def test_the_dll_of_windows_needs_no_other_but_onnxruntime(tmp_path):
     cmake("--build", build, "--target", "u2moe")
     cmake("--install", build, "--prefix", prefix)
     assert {file.name for file in (prefix / "bin").iterdir()} == {"u2moe.dll", "onnxruntime.dll"}
-    command = ["x86_64-w64-mingw32-objdump", "-p", prefix / "bin" / "u2moe.dll"]
-    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    listed = run("x86_64-w64-mingw32-objdump", "-p", prefix / "bin" / "u2moe.dll")
     assert set(re.findall(r"DLL Name: (\S+)", listed)) == {"KERNEL32.dll", "msvcrt.dll", "onnxruntime.dll"}
     exported = re.findall(r"^\s*\[ *\d+\].* (\w+)$", listed.partition("[Ordinal/Name Pointer] Table")[2], re.MULTILINE)
     assert exported == (SOURCE / "u2moe.symbols").read_text(encoding="utf-8").split()
-    program = [
-        prefix / "bin" / "consumer.exe", "-DU2MOE_SHARED", f"-I{prefix / 'include'}", f"-L{prefix / 'lib'}", "-lu2moe",
-    ]  # fmt: skip
-    subprocess.run([MINGW.replace("g++", "gcc"), CHECKS / "consumer_c" / "main.c", "-o", *program], check=True)
+    program, folders = prefix / "bin" / "consumer.exe", (f"-I{prefix / 'include'}", f"-L{prefix / 'lib'}")
+    compiler, source = MINGW.replace("g++", "gcc"), CHECKS / "consumer_c" / "main.c"
+    run(compiler, source, "-o", program, "-DU2MOE_SHARED", *folders, "-lu2moe")
     environment = {**os.environ, "WINEPREFIX": str(tmp_path / "wine"), "WINEDEBUG": "-all"}
-    done = subprocess.run([WINE, program[0]], env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout.strip()) == (
-        0,
-        "U2MOE_BUNDLE_ERROR: /none/bundle.json: missing, or cannot be read",
-    )
+    refusal = "U2MOE_BUNDLE_ERROR: /none/bundle.json: missing, or cannot be read"
+    assert run(WINE, program, env=environment).strip() == refusal
 
 
 @needs_windows
@@ -97,15 +98,12 @@ def test_windows_recognises_the_same(recordings, tmp_path):
     """Both sides use native kernels, so that results are identical."""
     pytest.importorskip("u2moe_kernels", reason="u2moe-kernels is not installed", exc_type=ImportError)
     settings = [*CROSS, "-DCMAKE_EXE_LINKER_FLAGS=-static", f"-DONNXRUNTIME_ROOT={WINDOWS}"]
-    subprocess.run(["cmake", "-G", "Ninja", "-S", PROGRAM, "-B", tmp_path, *settings], check=True, capture_output=True)
-    subprocess.run(["cmake", "--build", tmp_path], check=True, capture_output=True)
+    run("cmake", "-G", "Ninja", "-S", PROGRAM, "-B", tmp_path, *settings)
+    run("cmake", "--build", tmp_path)
     shutil.copy(WINDOWS / "onnxruntime.dll", tmp_path)
     environment = {**os.environ, "WINEPREFIX": str(tmp_path / "wine"), "WINEDEBUG": "-all"}
     command = [WINE, tmp_path / "u2moe_transcribe.exe", "--json", "--left-chunks", "4", "--kernels", "native"]
-    done = subprocess.run(
-        [*command, DEMO_FOLDER, *recordings], env=environment, capture_output=True, text=True, check=False
-    )
-    found = segments(done)
+    found = segments(run(*command, DEMO_FOLDER, *recordings, env=environment))
     recognizer = Recognizer.load(settings=SessionSettings(kernels="native"))
     texts = set()
     for file in recordings:
@@ -123,14 +121,12 @@ def test_windows_recognises_the_same(recordings, tmp_path):
 def test_small_boards_have_all_its_instructions(processor):
     """Raspberry Pi 3, 4, 5 and later. The demo is int8: other kernels round some activations differently."""
     errors = WordErrors()
-    emulated = [
-        "qemu-aarch64", "-L", "/usr/aarch64-linux-gnu", "-cpu", processor, AARCH64, "--json", "--left-chunks", "4",
-    ]  # fmt: skip
+    emulated = ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu", "-cpu", processor, AARCH64]
     recognizer = Recognizer.load()
     for clip in find_audio([DEMO_FOLDER / "clips"]):
         samples, rate = soundfile.read(clip, dtype="int16")
-        command = [*emulated, "--json", "--left-chunks", "4", "--raw", "--rate", str(rate), DEMO_FOLDER]
-        found = segments(subprocess.run(command, input=samples.tobytes(), capture_output=True, check=False))
+        command = [*emulated, "--json", "--left-chunks", 4, "--raw", "--rate", rate, DEMO_FOLDER]
+        found = segments(run(*command, input=samples.tobytes()))
         expected = recognized(recognizer.bundle, recognizer.model, samples, rate)
         errors.add(" ".join(each.text for each in expected), " ".join(each["text"] for each in found))
     assert errors.num_words > 10
@@ -140,7 +136,7 @@ def test_small_boards_have_all_its_instructions(processor):
 def test_musl_computes_the_cases_as_python(tmp_path):
     """Code that does not need onnxruntime (which has no musl package) is compiled by Zig and linked statically."""
     python = tmp_path / "env" / "bin" / "python"
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True)
+    run(sys.executable, "-m", "venv", tmp_path / "env")
     pip = [python, "-m", "pip", "install", "--quiet", "ziglang"]
     installed = subprocess.run(pip, capture_output=True, text=True, check=False)
     if installed.returncode:
@@ -151,8 +147,7 @@ def test_musl_computes_the_cases_as_python(tmp_path):
     sources = [tmp_path / "main.cpp", ROOT / "tests" / "cpp" / "cases.cpp", *(cpp / name for name in core)]
     command = [python, "-m", "ziglang", "c++", "-target", "x86_64-linux-musl", "-std=c++17", "-O1", "-ffp-contract=off"]
     folders = [f"-I{cpp / 'source'}", f"-I{cpp / 'include'}", "-o", tmp_path / "cases"]
-    subprocess.run([*command, *sources, *folders], check=True, capture_output=True)
+    run(*command, *sources, *folders)
     for kind in conformance.COMPUTED:
-        run = [tmp_path / "cases", kind, conformance.FOLDER / f"{kind}.json"]
-        found = subprocess.run(run, check=True, capture_output=True, text=True)
-        conformance.assert_same(kind, json.loads(found.stdout))
+        found = run(tmp_path / "cases", kind, conformance.FOLDER / f"{kind}.json")
+        conformance.assert_same(kind, json.loads(found))

@@ -12,23 +12,17 @@ from pathlib import Path
 import pytest
 
 PATIENCE_MS = 120_000
-"""Maximum time of any step in ms before it counts as hanging: the machine may be busy."""
+"""Maximum time of any step in ms before it counts as hanging."""
 ROOT = Path(__file__).parents[2]
 BROWSER = ROOT / "examples" / "browser"
 WEB = ROOT / "runtime" / "web"
 
-
-def find_chromium():
-    """Return the system's Chromium."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    return next((found for name in names if (found := shutil.which(name))), None)
-
-
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_onnxruntime_web = pytest.mark.skipif(
     not (BROWSER / "node_modules" / "onnxruntime-web").is_dir(),
     reason="needs onnxruntime-web: npm ci --ignore-scripts in examples/browser",
 )
-needs_chromium = pytest.mark.skipif(find_chromium() is None, reason="needs a Chromium: apt-get install chromium")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium: apt-get install chromium")
 
 
 def wait_for(page, question):
@@ -46,9 +40,8 @@ def opened_pages(browser):
     contexts, problems, is_closing = [], [], False
 
     def open_page(url, *, may_fail=False, **settings):
-        context = browser.new_context(
-            **{"permissions": ["microphone", "clipboard-read", "clipboard-write"], **settings}
-        )
+        allowed = ["microphone", "clipboard-read", "clipboard-write"]
+        context = browser.new_context(**{"permissions": allowed, **settings})
         contexts.append(context)
         context.set_default_timeout(PATIENCE_MS)
         page = context.new_page()
@@ -95,12 +88,9 @@ def host(folder, *, max_age=None):
 
 def fake_microphone(file, *, again=False):
     """Return arguments for Chromium: a permitted microphone that plays a WAV file once or repeatedly."""
-    return [
-        "--use-fake-device-for-media-stream",
-        "--use-fake-ui-for-media-stream",
-        f"--use-file-for-fake-audio-capture={file}{'' if again else '%noloop'}",
-        "--autoplay-policy=no-user-gesture-required",
-    ]
+    played = f"--use-file-for-fake-audio-capture={file}{'' if again else '%noloop'}"
+    fake = [f"--use-fake-{each}-for-media-stream" for each in ("device", "ui")]
+    return [*fake, played, "--autoplay-policy=no-user-gesture-required"]
 
 
 @contextlib.contextmanager
@@ -109,6 +99,6 @@ def chromium(*arguments):
     from playwright.sync_api import sync_playwright  # noqa: PLC0415 - needed only by tests of pages
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox", *arguments])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *arguments])
         yield browser
         browser.close()

@@ -12,42 +12,23 @@ import pytest
 import soundfile
 from manifests import edited
 from searches import SYMBOLS, VOCABULARY
-from tones import CONFIG, MANIFEST, RATE, ToySession
+from tones import CONFIG, MANIFEST, ToySession
 
-from u2moe.runtime import (
-    Bundle,
-    ContextGraph,
-    DecodingOptions,
-    EndpointConfig,
-    EndpointRule,
-    Grammar,
-    LanguageModelOptions,
-    Recognizer,
-    TextFormat,
-    TextFormatter,
-    VadOptions,
-    VoiceActivityDetector,
-    parse_hotwords,
-)
+import u2moe
 from u2moe.runtime.audio.arrays import SincResampler
 from u2moe.runtime.audio.padding import Padding
 from u2moe.runtime.bundle.manifest import FeatureConfig
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.decoding.alignment import find_cut
-from u2moe.runtime.decoding.ctc import GreedySearch, Hypothesis, PrefixBeamSearch
-from u2moe.runtime.decoding.fusion import Fusion
+from u2moe.runtime.decoding.ctc import GreedySearch
 from u2moe.runtime.decoding.language_model_weights import attach
 from u2moe.runtime.decoding.pauses import end_at_pauses, find_pauses, first_pause
 from u2moe.runtime.decoding.phrases import PhraseGraph
 from u2moe.runtime.decoding.pipeline import Observer
-from u2moe.runtime.decoding.rescoring import attention_rescoring
 from u2moe.runtime.decoding.utterance import Endpointer
-from u2moe.runtime.language.model import LanguageModel
 from u2moe.runtime.model.encoder import Encoder
 from u2moe.runtime.model.features import fbank
 from u2moe.runtime.model.model import TokenScores
-from u2moe.runtime.options import RescoringWeights
-from u2moe.runtime.result import Alternative, Result, WordResult
 
 FOLDER = Path(__file__).parents[1] / "conformance"
 
@@ -67,15 +48,15 @@ def _search(case, shared, folder):
     if options:
         file = folder / f"{options['model']}.arpa"
         file.write_text(shared["models"][options["model"]], encoding="utf-8")
-        fusion = Fusion(LanguageModelOptions(**{**options, "model": LanguageModel.open(file)}), VOCABULARY)
-    context = ContextGraph(parse_hotwords(case["hotwords"]), VOCABULARY) if case["hotwords"] else None
-    penalty = case["blank_penalty"]
-    lines = case.get("grammar")
-    grammar = PhraseGraph(Grammar(lines=lines), VOCABULARY) if lines else None
+        model = u2moe.LanguageModel.open(file)
+        fusion = u2moe.Fusion(u2moe.LanguageModelOptions(**{**options, "model": model}), VOCABULARY)
+    context = u2moe.ContextGraph(u2moe.parse_hotwords(case["hotwords"]), VOCABULARY) if case["hotwords"] else None
+    penalty, lines = case["blank_penalty"], case.get("grammar")
+    grammar = PhraseGraph(u2moe.Grammar(lines=lines), VOCABULARY) if lines else None
     vocabulary = grammar.vocabulary if grammar else VOCABULARY
     search = GreedySearch(0, blank_penalty=penalty)
     if case["search"] == "ctc_prefix_beam":
-        search = PrefixBeamSearch(case["beam_size"], 0, context, fusion, grammar=grammar, blank_penalty=penalty)
+        search = u2moe.PrefixBeamSearch(case["beam_size"], 0, context, fusion, grammar=grammar, blank_penalty=penalty)
     committed, num_tokens, frames = [], 0, frames_of(case)
     for place in range(0, len(frames) + 1, 4):
         search.advance(frames[place : place + 4])
@@ -103,9 +84,8 @@ def _search(case, shared, folder):
 
 def rules_of(options):
     """Return an EndpointConfig from JSON."""
-    return EndpointConfig(
-        **{name: EndpointRule(**value) if isinstance(value, dict) else value for name, value in options.items()}
-    )
+    rules = {name: u2moe.EndpointRule(**value) for name, value in options.items() if isinstance(value, dict)}
+    return u2moe.EndpointConfig(**(options | rules))
 
 
 def demo_with_defaults(kind, folder):
@@ -115,9 +95,9 @@ def demo_with_defaults(kind, folder):
         return DEMO_FOLDER
     target = folder / "demo"
     target.mkdir()
-    for name in ("bundle.json", *Bundle.open(DEMO_FOLDER).manifest.files):
+    for name in ("bundle.json", *u2moe.Bundle.open(DEMO_FOLDER).manifest.files):
         shutil.copy(DEMO_FOLDER / name, target)
-    attach(target, LanguageModelOptions(model=DEMO_FOLDER / "language.lm"))
+    attach(target, u2moe.LanguageModelOptions(model=DEMO_FOLDER / "language.lm"))
     edited("decoding", **decoding)(target)
     return target
 
@@ -135,24 +115,26 @@ def recognized_case(recognizer, case, samples, model, networks):
     hotwords, speech = (options.pop(name, None) for name in ("hotwords", "vad"))
     if "language_model" in options:  # null: none
         weights = options["language_model"]
-        options["language_model"] = LanguageModelOptions(model=model, **weights) if weights else "none"
+        options["language_model"] = u2moe.LanguageModelOptions(model=model, **weights) if weights else "none"
     if "grammar" in options:
-        options["grammar"] = Grammar(lines=options["grammar"])
+        options["grammar"] = u2moe.Grammar(lines=options["grammar"])
     if "text_format" in options:
-        options["text_format"] = TextFormat(**options["text_format"])
+        options["text_format"] = u2moe.TextFormat(**options["text_format"])
     rules = options.pop("endpoint", recognizer.default_endpoint)
-    chosen = DecodingOptions(**options, endpoint=rules_of(rules) if isinstance(rules, dict) else rules)
-    hotwords = hotwords if hotwords is None else parse_hotwords(hotwords)  # "": none
-    whole = np.tile(samples, case["repeats"])
+    chosen = u2moe.DecodingOptions(**options, endpoint=rules_of(rules) if isinstance(rules, dict) else rules)
+    hotwords = hotwords if hotwords is None else u2moe.parse_hotwords(hotwords)  # "": none
+    whole, vad = np.tile(samples, case["repeats"]), None
     if chosen.chunk_size is None:
-        vad = None
         if speech is not None:
-            network, when = networks / f"{speech['network']}.onnx", {**speech}
-            del when["network"]
-            vad = VoiceActivityDetector(network, VadOptions(**when))
+            when = {name: value for name, value in speech.items() if name != "network"}
+            vad = u2moe.VoiceActivityDetector(networks / f"{speech['network']}.onnx", u2moe.VadOptions(**when))
         return recognizer.transcribe(whole, 16_000, options=chosen, hotwords=hotwords, vad=vad).segments
-    stream = recognizer.create_stream(chosen, hotwords=hotwords)
-    stream.accept_waveform(16_000, whole)
+    return segments_of(recognizer.create_stream(chosen, hotwords=hotwords), recognizer, whole)
+
+
+def segments_of(stream, recognizer, samples):
+    """Return the segments of a stream of samples at 16 kHz."""
+    stream.accept_waveform(16_000, samples)
     stream.input_finished()
     recognizer.decode_streams([stream])
     return stream.take_segments()
@@ -191,13 +173,10 @@ class NumberedModel(ToySession):
 def _partials(case, _shared, _folder):
     model, partials = NumberedModel(frames_of(case)), []
     observer = Observer(concluded=lambda _: partials.append(stream.get_result()))
-    recognizer = Recognizer(model, model, observer=observer)
-    stream = recognizer.create_stream(
-        DecodingOptions(chunk_size=case["chunk_size"], endpoint=rules_of(case["endpoint"]))
-    )
-    stream.accept_waveform(RATE, np.zeros(240 + (4 * len(model.frames) + 3) * 160, np.float32))
-    stream.input_finished()
-    recognizer.decode_streams([stream])
+    recognizer = u2moe.Recognizer(model, model, observer=observer)
+    options = u2moe.DecodingOptions(chunk_size=case["chunk_size"], endpoint=rules_of(case["endpoint"]))
+    stream = recognizer.create_stream(options)
+    segments_of(stream, recognizer, np.zeros(240 + (4 * len(model.frames) + 3) * 160, np.float32))
     return {"partials": [[each.text, each.tokens, each.num_committed, each.committed_end] for each in partials]}
 
 
@@ -206,36 +185,35 @@ def _pauses(case, _shared, _folder):
     pauses = find_pauses(levels, case["frame_s"])
     words, peaks = ([tuple(each) for each in case[name]] for name in ("words", "peaks"))
     first = first_pause(levels, case["frame_s"], case["pause"], case["after_s"])
-    return {
-        "pauses": list(map(list, pauses)),
-        "words": list(map(list, end_at_pauses(words, peaks, pauses))),
-        "first": first and list(first),
-    }
+    ends = end_at_pauses(words, peaks, pauses)
+    return {"pauses": list(map(list, pauses)), "words": list(map(list, ends)), "first": first and list(first)}
+
+
+def _samples(case):
+    return np.array(case["samples"], np.float32) / np.float32(32768)
 
 
 def _padding(case, _shared, _folder):
-    padding = Padding(case["padding_s"], 16_000, 400)
-    samples = np.array(case["samples"], np.float32) / np.float32(32768)
+    padding, samples = Padding(case["padding_s"], 16_000, 400), _samples(case)
     heard = [*padding.accept(samples[: case["split"]]), *padding.accept(samples[case["split"] :]), *padding.finish()]
     return {"num_before": padding.num_before, "num_heard": len(heard), "num_sounds": int(np.count_nonzero(heard))}
 
 
 def _features(case, _shared, _folder):
-    samples = np.array(case["samples"], np.float32) / np.float32(32768)
-    return {"features": fbank(samples, FeatureConfig(**case["features"])).ravel().tolist()}
+    return {"features": fbank(_samples(case), FeatureConfig(**case["features"])).ravel().tolist()}
 
 
 def _resampling(case, _shared, _folder):
-    samples = np.array(case["samples"], np.float32) / np.float32(32768)
-    return {"samples": SincResampler(case["rate"], 16_000).resample_chunk(samples, last=True).tolist()}
+    return {"samples": SincResampler(case["rate"], 16_000).resample_chunk(_samples(case), last=True).tolist()}
 
 
 def _rescoring(case, _shared, _folder):
     right = case["right"] and np.array(case["right"], np.float32)
     scores = TokenScores(left=np.array(case["left"], np.float32), right=right, next=np.zeros((0, 0), np.float32))
-    hypotheses = [Hypothesis(**each) for each in case["hypotheses"]]
-    weights = RescoringWeights(**{each.name: case[each.name] for each in dataclasses.fields(RescoringWeights)})
-    found = attention_rescoring(hypotheses, scores, weights)
+    hypotheses = [u2moe.Hypothesis(**each) for each in case["hypotheses"]]
+    names = [each.name for each in dataclasses.fields(u2moe.RescoringWeights)]
+    weights = u2moe.RescoringWeights(**{name: case[name] for name in names})
+    found = u2moe.attention_rescoring(hypotheses, scores, weights)
     return {
         "tokens": [each.hypothesis.tokens for each in found],
         "scores": [[each.score, each.attention_score] for each in found],
@@ -244,19 +222,17 @@ def _rescoring(case, _shared, _folder):
 
 
 def _written(case, _shared, _folder):
-    spoken = case["text"].split() if case["has_words"] else []
+    text, unscored = case["text"], {"tokens": [], "score": 0.0, "ctc_score": None, "attention_score": None}
     words = [
-        WordResult(word=word, start=place, end=place + 1, confidence=1 - place / 8) for place, word in enumerate(spoken)
+        u2moe.WordResult(word=word, start=place, end=place + 1, confidence=1 - place / 8)
+        for place, word in enumerate(text.split() if case["has_words"] else [])
     ]
-    nbest = [
-        Alternative(text=text, tokens=[], score=0.0, ctc_score=None, attention_score=None)
-        for text in (case["text"], "OTHER")
-    ]
-    found = TextFormatter().result(Result(text=case["text"], is_final=True, words=words, nbest=nbest))
-    beginnings = [case["text"][:place] for place, character in enumerate(case["text"]) if character == " "]
-    partials = [TextFormatter().result(Result(text=each, is_final=False, committed=each)) for each in beginnings]
+    nbest = [u2moe.Alternative(text=each, **unscored) for each in (text, "OTHER")]
+    found = u2moe.TextFormatter().result(u2moe.Result(text=text, is_final=True, words=words, nbest=nbest))
+    beginnings = [text[:place] for place, character in enumerate(text) if character == " "]
+    partials = [u2moe.Result(text=each, is_final=False, committed=each) for each in beginnings]
     return {
-        "committed": [each.num_committed for each in partials],
+        "committed": [u2moe.TextFormatter().result(each).num_committed for each in partials],
         "text": found.text,
         "words": [[word.word, word.start, word.end, word.confidence] for word in found.words],
         "nbest": [alternative.text for alternative in found.nbest],

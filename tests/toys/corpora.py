@@ -16,10 +16,6 @@ from u2moe.runtime import DecodingOptions, Recognizer, SessionSettings
 from u2moe.runtime.model.native import Kernels
 
 
-class ToyRunBundle(ToyBundle):
-    fingerprint = "f" * 64
-
-
 @dataclass(frozen=True, kw_only=True)
 class ToyChoice:
     """A substitute for `ModelChoice`."""
@@ -35,7 +31,7 @@ class ToyChoice:
         model = ToyModel(self.threshold)
         model.providers = ("CPUExecutionProvider",)
         model.kernels = Kernels(native=False)
-        bundle = ToyRunBundle()
+        bundle = ToyBundle()
         bundle.fingerprint = f"{self.threshold:064}"
         return Recognizer(bundle, model, self.options)
 

@@ -4,30 +4,23 @@ import gc
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-ODD_VALUES: tuple[Any, ...] = (
+ODD_VALUES = (
     None, True, False, -1, 0, 1, 2, 7, 10**9, 2**63, 10**400, 0.5, -0.5, 1e-9, 1e308, float("nan"), float("inf"), "",
     "x", "../tokens.txt", "/etc/passwd", "a\0b", "\ud800", [], {}, [[]], {"x": {}},
 )  # fmt: skip
 """Values of all JSON types."""
-
-
 NUM_INPUTS = int(os.environ.get("U2MOE_TEST_INPUTS", "3000"))
 """Number of inputs of each kind for `make check-all`."""
 
 
-def tried(
-    use: Callable[[np.random.Generator], str], refusals: tuple[type[Exception], ...], count: int, folder: Path
-) -> Counter[str]:
+def tried(use, refusals, count, folder):
     """Count inputs that were "refused" with a documented error, or by the result of `use`. The seed of the last input
     stays in `folder` in case it ends the process. Any other error is raised with its seed."""
-    outcomes: Counter[str] = Counter()
-    early_mb = 0.0
+    outcomes, early_mb = Counter(), 0.0
     for seed in range(count):
         (folder / "seed").write_text(str(seed), encoding="ascii")
         try:
@@ -44,25 +37,32 @@ def tried(
     return outcomes
 
 
-def resident_mb() -> float:
+def resident_mb():
     """Return the resident memory of this process in megabytes; 0 except on Linux."""
     gc.collect()
     file = Path("/proc/self/statm")
     return int(file.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6 if file.exists() else 0.0
 
 
-def one_of(values: Sequence[Any], random: np.random.Generator) -> Any:
-    """Return one of the values."""
-    return values[int(random.integers(len(values)))]
+def one_of(values, random):
+    return values[random.integers(len(values))]
 
 
-def damaged(content: bytes, random: np.random.Generator) -> bytes:
+def place_in(content, random):
+    """Return a mapping anywhere in nested mappings, and one of its keys."""
+    while True:
+        key = one_of(list(content), random)
+        if not isinstance(content[key], dict) or not content[key] or random.random() < 0.1:
+            return content, key
+        content = content[key]
+
+
+def damaged(content, random):
     """Truncate, overwrite, insert, remove or repeat bytes; half of the time among the first hundred."""
     data = bytearray(content)
-    for _ in range(int(random.integers(1, 4))):
-        place = int(random.integers(0, (len(data) if random.random() < 0.5 else min(100, len(data))) + 1))
-        length = int(2 ** random.uniform(0, 12))
-        action = int(random.integers(5))
+    for _ in range(random.integers(1, 4)):
+        place = random.integers(0, (len(data) if random.random() < 0.5 else min(100, len(data))) + 1)
+        length, action = int(2 ** random.uniform(0, 12)), random.integers(5)
         if action == 0:
             del data[place:]
         elif action == 1:
@@ -72,7 +72,6 @@ def damaged(content: bytes, random: np.random.Generator) -> bytes:
         elif action == 3:
             del data[place : place + length]
         else:
-            for bit in random.integers(0, 8, int(random.integers(1, 9))).tolist():
-                if data:
-                    data[int(random.integers(0, len(data)))] ^= 1 << bit
+            for bit in random.integers(0, 8, random.integers(1, 9)) if data else ():
+                data[random.integers(len(data))] ^= 1 << bit
     return bytes(data)

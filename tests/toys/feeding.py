@@ -2,6 +2,7 @@
 
 import threading
 
+import numpy as np
 import pytest
 
 from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule
@@ -16,19 +17,23 @@ RULES = EndpointConfig(
     rule3=EndpointRule(min_utterance_length=6.0),
 )
 CHUNKED = DecodingOptions(chunk_size=16, num_left_chunks=2, endpoint=RULES)
-TINY = DecodingOptions(
-    chunk_size=16, num_left_chunks=2,
-    endpoint=EndpointConfig(rule1=None, rule2=None, rule3=EndpointRule(min_utterance_length=1.5)),
-)  # fmt: skip
-"""Utterances of 1.5 seconds, for the tiny model and noise."""
+
+
+def cut_after(seconds, chunk_size):
+    """Return options for utterances of this length, for the tiny model and noise."""
+    endpoint = EndpointConfig(rule1=None, rule2=None, rule3=EndpointRule(min_utterance_length=seconds))
+    return DecodingOptions(chunk_size=chunk_size, num_left_chunks=2, endpoint=endpoint)
+
+
+TINY, OPTIONS = cut_after(1.5, 16), cut_after(1.2, 8)
+"""Options for streams, and for transcribers."""
 
 
 def feed(recognizer, samples, splits=(), options=CHUNKED):
     """Return the segments of a stream that is fed in portions and decoded after each."""
-    stream, segments, start = recognizer.create_stream(options), [], 0
-    for length in [*splits, len(samples)]:
-        stream.accept_waveform(RATE, samples[start : start + length])
-        start += length
+    stream, segments = recognizer.create_stream(options), []
+    for part in np.split(samples, np.cumsum(splits, dtype=int)):
+        stream.accept_waveform(RATE, part)
         recognizer.decode_streams([stream])
         assert stream.is_endpoint() == bool(stream.state.segments)
         segments += stream.take_segments()
@@ -62,13 +67,9 @@ def feed_together(recognizer, sounds, options=None, step=7000):
 def check_equal(found, expected):
     """Check for the same tokens at the same times; floats may differ by rounding in products of other heights. With
     real models in batches of another composition, some processors round the last bits differently."""
-    assert [(each.text, each.tokens, each.times) for each in found] == [
-        (each.text, each.tokens, each.times) for each in expected
-    ]
     for one, other in zip(found, expected, strict=True):
-        assert (one.segment, one.is_final, one.start, one.end) == (
-            other.segment, other.is_final, other.start, other.end,
-        )  # fmt: skip
+        for field in ("text", "tokens", "times", "segment", "is_final", "start", "end"):
+            assert getattr(one, field) == getattr(other, field)
         assert one.score == pytest.approx(other.score, abs=1e-3)
         assert one.confidence == pytest.approx(other.confidence, abs=1e-3)
 
@@ -100,19 +101,54 @@ class Gate:
 
 def partials(recognizer, samples, splits, options, others=()):
     """Return the committed words after each chunk, by segment and by encoder frame; and the final results."""
-    stream, seen, finals, start = recognizer.create_stream(options), {}, [], 0
-    for length in (*splits, len(samples)):
-        stream.accept_waveform(RATE, samples[start : start + length])
+    stream, seen, finals, left = recognizer.create_stream(options), {}, [], len(samples)
+    for part in np.split(samples, np.cumsum(splits, dtype=int)):
+        stream.accept_waveform(RATE, part)
         for other in others:
-            other.accept_waveform(RATE, samples[start : start + length][::-1])
-        start += length
-        if start >= len(samples):
+            other.accept_waveform(RATE, part[::-1])
+        left -= len(part)
+        if not left:
             stream.input_finished()
         recognizer.decode_streams([stream, *others])
         finals += stream.take_segments()
         found = stream.get_result()
         if not found.is_final:
             seen[found.segment, stream.state.utterance.end] = found
-        if start >= len(samples):
+        if not left:
             break
     return seen, finals
+
+
+def feed_each(transcriber, blocks):
+    for block in blocks:
+        transcriber.feed(RATE, block)
+
+
+def results_of(recognizer, blocks):
+    """Return the texts of changing partial results, and the segments, of a stream."""
+    stream, shown, partial, segments = recognizer.create_stream(OPTIONS), "", [], []
+    for block in blocks:
+        stream.accept_waveform(RATE, block)
+        recognizer.decode_streams([stream])
+        new = stream.take_segments()
+        shown = "" if new else shown
+        segments += new
+        if stream.get_result().text != shown:
+            shown = stream.get_result().text
+            partial.append((stream.get_result().segment, shown))
+    stream.input_finished()
+    recognizer.decode_streams([stream])
+    return partial, segments + stream.take_segments()
+
+
+def fail_at(recognizer, number, error):
+    """Make the recogniser fail after its `number`th decoding."""
+    calls, decode = [], recognizer.decode_streams
+
+    def decode_streams(streams):
+        calls.append(streams)
+        decode(streams)
+        if len(calls) == number:
+            raise error
+
+    recognizer.decode_streams = decode_streams

@@ -28,16 +28,13 @@ def random_arpa(seed, words, order, *, share=0.4, markers=("<s>", "</s>", "<unk>
 
 
 class Definition:
-    """P(word | history) of an ARPA file, following the definition word for word."""
+    """P(word | history) of a text by `random_arpa`, following the definition word for word."""
 
     def __init__(self, arpa):
         self.log_probs, self.backoffs = {}, {}
-        for line in arpa.splitlines():
-            fields = line.split()
-            if len(fields) > 1 and "=" not in line:
-                length = len(fields) - 1 if not _is_number(fields[-1]) else len(fields) - 2
-                self.log_probs[tuple(fields[1 : length + 1])] = float(fields[0])
-                self.backoffs[tuple(fields[1 : length + 1])] = float(fields[-1]) if len(fields) == length + 2 else 0.0
+        for log_prob, words, *backoff in (line.split("\t") for line in arpa.splitlines() if "\t" in line):
+            self.log_probs[tuple(words.split())] = float(log_prob)
+            self.backoffs[tuple(words.split())] = float(*backoff)
         self.order = max(map(len, self.log_probs))
 
     def log10(self, history, word):
@@ -55,11 +52,3 @@ class Definition:
             total += word_bonus + (0.0 if known else weight * unknown_score)
             history.append(word if known else "<unk>")
         return total + weight * math.log(10) * min(self.log10(history, "</s>"), 0)
-
-
-def _is_number(text):
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -1,10 +1,10 @@
 """Bundles with a file that does not match the others. Digests are valid."""
 
-import json
 import shutil
 
 import numpy as np
 import onnx_ir as ir
+from manifests import edit_manifest
 
 from u2moe.runtime import Bundle
 from u2moe.runtime.bundle_writer import write_manifest
@@ -62,104 +62,67 @@ SHORTER = [
 """Graphs, and outputs and axes to shorten."""
 
 
-def edited_model(edit):
-    """Return a function that changes the model in the manifest."""
+def in_model(edit, *messages):
+    """Return a case with a changed description of the model; C++ also names the file and the section."""
 
     def change(file):
-        content = json.loads(file.read_text(encoding="utf-8"))
-        edit(content["model"])
-        file.write_text(json.dumps(content), encoding="utf-8")
+        edit_manifest(file.parent, lambda manifest: edit(manifest["model"]))
 
-    return change
+    return "bundle.json", change, (messages[0], f"bundle.json: model: {messages[1]}")
 
 
-def edited_form(**fields):
-    """Return a function that changes fields of the form in the manifest."""
-    return edited_model(lambda model: model["static"].update(fields))
+def in_form(*messages, **fields):
+    return in_model(lambda model: model["static"].update(fields), *messages)
 
 
-def edited_cache(index, **fields):
-    """Return a function that changes fields of a cache in the manifest."""
-    return edited_model(lambda model: model["caches"][index].update(fields))
+def in_cache(index, *messages, **fields):
+    return in_model(lambda model: model["caches"][index].update(fields), *messages)
 
 
-def is_half(name):
-    """Return a function that changes an input to float16."""
-    return with_input(name, "Cast", None, ir.DataType.FLOAT16, to=1)
-
-
+WRONG_MASK = "input mask: axis 48 is 24, expected 48", r"static.onnx: input mask: is float32 \[1, 1, 1, 24\], expected"
+IS_HALF = (
+    r"input att_cache: type is tensor\(float16\), expected tensor\(float\)",
+    "static.onnx: input att_cache: is not float32, expected float32",
+)
+NOT_FLOAT32 = (
+    "cnn_cache0.npy: found float64",
+    "cnn_cache0.npy: is not a numpy array with {'descr': '<f4', 'fortran_order': F",
+)
 DAMAGED_SHAPES = [
-    (
-        "static.onnx",
-        with_input("mask", "Concat", (1, 1, 1, 24), axis=3),
-        ("input mask: axis 48 is 24, expected 48", r"static.onnx: input mask: is float32 \[1, 1, 1, 24\], expected"),
-    ),
-    (
-        "static.onnx",
-        is_half("att_cache"),
-        (
-            r"input att_cache: type is tensor\(float16\), expected tensor\(float\)",
-            "static.onnx: input att_cache: is not float32, expected float32",
-        ),
-    ),
-    (
-        "cnn_cache0.npy",
-        lambda file: np.save(file, np.zeros((1, 42, 64))),
-        (
-            "cnn_cache0.npy: found float64",
-            "cnn_cache0.npy: is not a numpy array with {'descr': '<f4', 'fortran_order': F",
-        ),
-    ),
-    (
-        "bundle.json",
-        edited_form(histories=[]),
-        (
-            r"static: histories must have a step per block: expected {'cnn_cache': \d+}, got {}",
-            "bundle.json: model: static: histories: expected a step per block of cnn_cache",
-        ),
-    ),
-    (
-        "bundle.json",
-        edited_form(num_left_chunks=0),
-        ("num_left_chunks must be at least 1, got 0", "bundle.json: model: static: num_left_chunks: found 0"),
-    ),
+    ("static.onnx", with_input("mask", "Concat", (1, 1, 1, 24), axis=3), WRONG_MASK),
+    ("static.onnx", with_input("att_cache", "Cast", None, ir.DataType.FLOAT16, to=1), IS_HALF),
+    ("cnn_cache0.npy", lambda file: np.save(file, np.zeros((1, 42, 64))), NOT_FLOAT32),
     ("cnn_cache0.npy", lambda file: file.write_bytes(b"none"), ("cnn_cache0.npy: is not a numpy array",) * 2),
-    (
-        "bundle.json",
-        edited_cache(1, shape=[64]),
-        (
-            r"static: shape of cnn_cache must be \[channels, frames\] or \[heads, 0, width\], got \[64\]",
-            r"bundle.json: model: caches: 1: shape: found an array, expected \[channels, frames\] or \[h",
-        ),
+    in_form(
+        r"static: histories must have a step per block: expected {'cnn_cache': \d+}, got {}",
+        "static: histories: expected a step per block of cnn_cache",
+        histories=[],
     ),
-    (
-        "bundle.json",
-        edited_cache(0, rate=40),
-        (
-            "rate of att_cache must be at most 1, got 40",
-            "bundle.json: model: caches: 0: rate: found 40, expected",
-        ),
+    in_form("num_left_chunks must be at least 1, got 0", "static: num_left_chunks: found 0", num_left_chunks=0),
+    in_form(
+        "expected .*'mask', 'p', 'att_cache",
+        "static: input p is float32 .*, which is too large",
+        num_left_chunks=10000,
+        rates=[{"step": 1, "positions": "p"}],
+        frequencies=[1.0] * 2000,
     ),
-    (
-        "bundle.json",
-        edited_cache(1, shape=[1 << 20, 1 << 20]),
-        (
-            "a cache may have at most 268435456 numbers, got .* in cnn_cache",
-            "bundle.json: model: caches: 1: shape: found an array, expected at most 268435456 numbers in a cache",
-        ),
+    in_cache(0, "rate of att_cache must be at most 1, got 40", "caches: 0: rate: found 40, expected", rate=40),
+    in_cache(
+        1,
+        r"static: shape of cnn_cache must be \[channels, frames\] or \[heads, 0, width\], got \[64\]",
+        r"caches: 1: shape: found an array, expected \[channels, frames\] or \[h",
+        shape=[64],
     ),
-    (
-        "bundle.json",
-        edited_model(lambda model: model.update(frame_reduction=9)),
-        (
-            "frame_reduction must be at most subsampling_rate, 4, got 9",
-            "bundle.json: model: frame_reduction: found 9, expected an integer from 1 to 4",
-        ),
+    in_cache(
+        1,
+        "a cache may have at most 268435456 numbers, got .* in cnn_cache",
+        "caches: 1: shape: found an array, expected at most 268435456 numbers in a cache",
+        shape=[1 << 20, 1 << 20],
     ),
-    (
-        "bundle.json",
-        edited_form(num_left_chunks=10000, rates=[{"step": 1, "positions": "p"}], frequencies=[1.0] * 2000),
-        ("expected .*'mask', 'p', 'att_cache", "bundle.json: model: static: input p is float32 .*, which is too large"),
+    in_model(
+        lambda model: model.update(frame_reduction=9),
+        "frame_reduction must be at most subsampling_rate, 4, got 9",
+        "frame_reduction: found 9, expected an integer from 1 to 4",
     ),
 ]
 """The file, its change, and the messages of Python and C++."""
