@@ -1,11 +1,15 @@
 import dataclasses
+import errno
 import hashlib
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from manifests import LATER, LATER_FIELD, LOST, edit_manifest, of_later_version
+from manifests import LATER, LATER_FIELD, LOST, edit_manifest, edited, of_later_version, without
 
 from u2moe.runtime.bundle import files
 from u2moe.runtime.bundle.contract import Cache
@@ -138,6 +142,11 @@ def test_links_that_leave_the_folder_and_manifests_with_every_field(tmp_path, fo
     (folder / "ctc.onnx").symlink_to(tmp_path / "ctc.onnx")
     with pytest.raises(BundleError, match="is a link to"):
         Bundle.open(folder)
+    (folder / "ctc.onnx").unlink()
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(folder / "ctc.onnx")
+        with pytest.raises(BundleError, match="not a regular file"):
+            Bundle.open(folder)
     # The demo bundle's manifest with and without defaults has the same fingerprint, which corpus runs compare
     text = (Path(__file__).parent / "golden" / "bundle_of_version_4.json").read_text(encoding="utf-8")
     manifest = parse_manifest(text, Path("bundle.json"))
@@ -150,55 +159,30 @@ def test_links_that_leave_the_folder_and_manifests_with_every_field(tmp_path, fo
     assert hashlib.sha256(written.encode()).hexdigest()[:16] == "807a3726e103d233"
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
-def test_special_files(folder):
-    (folder / "ctc.onnx").unlink()
-    os.mkfifo(folder / "ctc.onnx")
-    with pytest.raises(BundleError, match="not a regular file"):
-        Bundle.open(folder)
-
-
-OTHER_VERSION = "version must be 4 (use the u2moe that wrote the bundle, or export it again)"
-
-
 @pytest.mark.parametrize(("change", "message"), [
-    (lambda c: c.update(format="other"), "format must be 'u2moe-bundle', got 'other'"),
-    *(
-        (lambda c, found=found: c.update(version=found), f"{OTHER_VERSION}, got {found}")
-        for found in (5, 2, True, None)
-    ),
-    (lambda c: c["model"].pop("blank"), "model.blank is missing"),
-    (lambda c: c["model"].update(blank="0"), "model.blank must be an integer, got '0'"),
-    (lambda c: c["model"].update(blank=True), "model.blank must be an integer, got True"),
-    (lambda c: c["model"].update(blank=99), "blank must be a token id below 4, got 99"),
-    (lambda c: c["model"].update(right_context=-1), "right_context must be at least 0, got -1"),
-    (
-        lambda c: c["model"].update(feature_size=40),
-        "feature_size of the model must be the size of the features (80), got 40",
-    ),
-    (lambda c: c["features"].update(frame_shift_ms=0), "frame_shift_ms must be a number between 1 and 1000, got 0"),
-    (
-        lambda c: c["decoding"].update(reverse_weight=2),
-        "decoding: reverse_weight must be a number between 0 and 1, got 2",
-    ),
-    (lambda c: c["decoding"].update(ctc_weight=10**400), "decoding.ctc_weight must be a number, got 1000"),
-    (lambda c: c["decoding"].update(ctc_weight=10**5000), "bundle.json: is not valid JSON: Exceeds the limit"),
-    (
-        lambda c: c["model"].update(decoder="lstm"),
-        "model.decoder must be one of bitransformer, transformer, none, got 'lstm'",
-    ),
-    (lambda c: c.update(model=None), "model must be an object, got None"),
-    (lambda c: c.update(files=[]), "files must be an object, got []"),
-    (
-        lambda c: c.update(quantization={"groups": {"experts": "int4"}}),
-        "int4_version of the quantization must be 2",
-    ),
-    (lambda c: c["files"]["ctc.onnx"].pop("size"), "files.ctc.onnx.size is missing"),
-    (lambda c: c["files"].pop("tokens.txt"), "'tokens.txt' is not listed"),
-    (lambda c: c["model"].update(vocab_size=5), "found 4 symbols, expected vocab_size 5"),
+    (edited("", format="other"), "format must be 'u2moe-bundle', got 'other'"),
+    *((edited("", version=found), f"the u2moe that wrote the bundle, or export it again), got {found}")
+      for found in (5, 2, True, None)),
+    (without("model", "blank"), "model.blank is missing"),
+    (edited("model", blank="0"), "model.blank must be an integer, got '0'"),
+    (edited("model", blank=True), "model.blank must be an integer, got True"),
+    (edited("model", blank=99), "blank must be a token id below 4, got 99"),
+    (edited("model", right_context=-1), "right_context must be at least 0, got -1"),
+    (edited("model", feature_size=40), "feature_size of the model must be the size of the features (80), got 40"),
+    (edited("features", frame_shift_ms=0), "frame_shift_ms must be a number between 1 and 1000, got 0"),
+    (edited("decoding", reverse_weight=2), "decoding: reverse_weight must be a number between 0 and 1, got 2"),
+    (edited("decoding", ctc_weight=10**400), "decoding.ctc_weight must be a number, got 1000"),
+    (edited("decoding", ctc_weight=10**5000), "bundle.json: is not valid JSON: Exceeds the limit"),
+    (edited("model", decoder="lstm"), "model.decoder must be one of bitransformer, transformer, none, got 'lstm'"),
+    (edited("", model=None), "model must be an object, got None"),
+    (edited("", files=[]), "files must be an object, got []"),
+    (edited("", quantization={"groups": {"experts": "int4"}}), "int4_version of the quantization must be 2"),
+    (edited("files", **{"ctc.onnx": {"sha256": "0"}}), "files.ctc.onnx.size is missing"),
+    (without("files", "tokens.txt"), "'tokens.txt' is not listed"),
+    (edited("model", vocab_size=5), "found 4 symbols, expected vocab_size 5"),
 ])  # fmt: skip
 def test_manifests_that_are_refused(folder, change, message):
-    edit_manifest(folder, change)
+    change(folder)
     with pytest.raises(BundleError) as caught:
         Bundle.open(folder)
     assert message in str(caught.value)
@@ -209,34 +193,26 @@ def test_manifests_that_are_refused(folder, change, message):
 class LaterConfig(DecodingConfig):
     """A configuration of a later version."""
 
-    pace: float = option("number", 1.0, least=0, lost="words come at their usual pace")
+    pace: float = option("number", 1.0, least=0, lost=LOST)
     order: str = option("choice", "forwards", choices=("forwards", "backwards"))
 
 
-def test_what_a_later_version_writes_is_read_if_it_is_harmless(tmp_path):
+def test_what_later_versions_add_says_whether_it_is_harmless():
     def written(**chosen):
-        content = format_manifest(dataclasses.replace(MANIFEST, producer="u2moe 9.9", decoding=LaterConfig(**chosen)))
-        return json.loads(content)["decoding"], lambda: parse_manifest(content, tmp_path / "bundle.json")
+        later = dataclasses.replace(MANIFEST, decoding=LaterConfig(**chosen))
+        return json.loads(format_manifest(later))["decoding"]
 
-    content, read = written()
-    assert content == {}
-    assert read().decoding == DecodingConfig()
-    content, read = written(pace=0.5, beam_size=4)
-    assert content == {"beam_size": 4, "pace": 0.5, "harmless": {"pace": "words come at their usual pace"}}
-    told = r"pace is .* not know; the bundle was written by u2moe 9\.9\. Without the field: words come at their"
-    with pytest.warns(BundleWarning, match=told):
-        assert read().decoding == DecodingConfig(beam_size=4)
-    _, read = written(order="backwards")
-    with pytest.raises(BundleError, match=r"decoding\.order is a field that .* by u2moe 9\.9: use that version, or"):
-        read()
+    assert written() == {}
+    assert written(pace=0.5, beam_size=4) == {"beam_size": 4, "pace": 0.5, "harmless": {"pace": LOST}}
+    assert written(order="backwards") == {"order": "backwards"}
 
 
 @pytest.mark.parametrize("section", ["", "model", "features", "text", "decoding"])
 def test_unknown_fields_are_passed_over_or_refused_wherever_they_are(folder, section):
-    field = f"{section}.{LATER_FIELD}".lstrip(".")
+    field, expected = f"{section}.{LATER_FIELD}".lstrip("."), Bundle.open(folder).manifest
     of_later_version(section, harmless=True)(folder)
     with pytest.warns(BundleWarning, match=f"bundle.json: {field} is .* by {LATER}. Without the field: {LOST}"):
-        Bundle.open(folder)
+        assert Bundle.open(folder).manifest == dataclasses.replace(expected, producer=LATER)
     of_later_version(section, harmless=False)(folder)
     with pytest.raises(BundleError, match=f"bundle.json: {field} is .* by {LATER}: use that version, or a newer one"):
         Bundle.open(folder)
@@ -249,3 +225,104 @@ def test_manifests_that_are_not_json(folder, text):
     (folder / "bundle.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(BundleError, match=r"bundle\.json"):
         Bundle.open(folder)
+
+
+WRITE = """
+import sys
+from u2moe.runtime import Bundle, BundleWriter
+
+target, source, how = sys.argv[1:]
+bundle = Bundle.open(source)
+print("begins", flush=True)
+for _ in range(20 if how == "often" else 1):
+    with BundleWriter(target, overwrite=True) as staging:
+        for name in bundle.manifest.files:
+            staging.add(name, bundle.path / name)
+        staging.seal(bundle.manifest)
+        if how == "wait":
+            print("sealed", flush=True)
+            sys.stdin.read()
+        staging.finish(bundle.manifest)
+"""
+
+
+def writer(target, source, how):
+    """Write a bundle in a separate process."""
+    command = [sys.executable, "-c", WRITE, str(target), str(source), how]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"begins\n"
+    return process
+
+
+@pytest.fixture
+def out(tmp_path):
+    """Return a path that does not exist, in a folder of its own."""
+    (tmp_path / "place").mkdir()
+    return tmp_path / "place" / "out"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no signals that kill")
+def test_what_a_killed_writer_leaves_is_no_bundle_and_goes_with_the_next(folder, out):
+    with writer(out, folder, "wait") as process:
+        assert process.stdout.readline() == b"sealed\n"
+        with pytest.raises(BundleError, match=r"bundle\.json: missing"):
+            Bundle.open(out.with_name(".out.partial"))
+        with pytest.raises(BundleError, match="out: is being written by another process"):
+            write(out)
+        process.send_signal(signal.SIGKILL)
+    assert out.with_name(".out.partial").exists()
+    write(out)
+    assert list(out.parent.iterdir()) == [out]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="Windows renames no folder with open files")
+def test_a_reader_finds_a_whole_bundle_or_none(folder, out):
+    fingerprint = write(out).fingerprint
+    with writer(out, folder, "often") as process:
+        while process.poll() is None:
+            try:
+                assert Bundle.open(out).fingerprint == fingerprint
+            except BundleError as error:
+                assert str(error).endswith(("expected the folder of a bundle", ": missing", "load again"))  # noqa: PT017
+    assert process.returncode == 0
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_a_bundle_that_was_taken_away_is_put_back(out):
+    """The state is that after a writer was killed between its two renames."""
+    bundle = write(out.with_name(".out.replaced"))
+    out.with_name(".other.partial").mkdir()
+    with BundleWriter(out, overwrite=True):
+        assert Bundle.open(out).fingerprint == bundle.fingerprint
+    assert sorted(path.name for path in out.parent.iterdir()) == [".other.partial", "out"]
+
+
+def test_a_bundle_that_cannot_be_replaced_stays(out, monkeypatch):
+    write(out)
+    (out / "mine").touch()
+    rename = Path.rename
+
+    def full(self, target):
+        if self.suffix == ".partial":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(BundleError, match="out: cannot be written: No space left"):
+        write(out, overwrite=True)
+    monkeypatch.setattr(Path, "is_mount", lambda self: self == out)
+    with pytest.raises(BundleError, match="out: is a mount point"), BundleWriter(out, overwrite=True):
+        pytest.fail("the work has begun")
+    assert list(out.parent.iterdir()) == [out]
+    assert (out / "mine").exists()
+    with pytest.raises(BundleError, match="new: cannot be written: "):
+        write(out / "mine" / "new")
+
+
+def test_a_link_to_a_bundle_is_replaced(folder, out):
+    out.symlink_to(folder)
+    write(out, overwrite=True)
+    assert not out.is_symlink()
+    assert Bundle.open(folder)

@@ -1,5 +1,6 @@
-"""Faults around `u2moe transcribe`: names, encodings, closed streams, Ctrl-C."""
+"""Faults around `u2moe transcribe`: names, encodings, closed streams, full disks, damaged recordings, Ctrl-C."""
 
+import io
 import json
 import os
 import re
@@ -13,11 +14,9 @@ import pytest
 import soundfile
 from commands import transcribe
 
-from u2moe.runtime import cli
 from u2moe.runtime.installation import install_command
-from u2moe.runtime.text.formats import format_transcript
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("loaded_once")]
 
 FULL = Path("/dev/full")
 posix = pytest.mark.skipif(os.name != "posix", reason="of POSIX systems")
@@ -25,58 +24,55 @@ posix = pytest.mark.skipif(os.name != "posix", reason="of POSIX systems")
 
 def started(bundle, *arguments, **settings):
     command = [sys.executable, "-m", "u2moe", "transcribe", "--model", str(bundle.path), *map(str, arguments)]
-    return subprocess.Popen(command, **settings)
+    return subprocess.Popen(command, stderr=subprocess.PIPE, **settings)
 
 
 def finished(bundle, *arguments, **settings):
-    with started(bundle, *arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, **settings) as process:
+    with started(bundle, *arguments, stdout=subprocess.PIPE, **settings) as process:
         out, err = process.communicate(timeout=120)
     return process.returncode, out, err
 
 
-@pytest.mark.parametrize("into_folder", [False, True])
-def test_paths_that_cannot_be_looked_up(bundle, clips, capsys, into_folder):
+def test_paths_that_cannot_be_looked_up(bundle, clips, capsys):
     (clips / "empty").mkdir()
     paths = [clips / ("n" * 300), clips / "a.wav", clips / "empty", "nul\0.wav", clips / "b.wav"]
-    assert transcribe(bundle, *(["-o", clips / "out"] if into_folder else []), *paths) == 1
-    out, err = capsys.readouterr()
-    if into_folder:
-        assert sorted(file.name for file in (clips / "out").glob("[a-z]*")) == ["a.txt", "b.txt"]
-    else:
-        assert [line.split("\t")[0] for line in out.splitlines()] == [str(clips / "a.wav"), str(clips / "b.wav")]
-    for expected in ("File name too long", "embedded null", "empty: contains no audio files", "3 of 5 files failed"):
-        assert expected in err
+    for output in ([], ["-o", clips / "out"]):
+        assert transcribe(bundle, *output, *paths) == 1
+        out, err = capsys.readouterr()
+        assert [line.split("\t")[0] for line in out.splitlines()] == ([] if output else [str(paths[1]), str(paths[4])])
+        for told in ("File name too long", "embedded null", "empty: contains no audio files", "3 of 5 files failed"):
+            assert told in err
+    assert sorted(file.name for file in (clips / "out").glob("[a-z]*")) == ["a.txt", "b.txt"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems allow only names in Unicode")
-@pytest.mark.parametrize("file_format", ["txt", "json"])
-def test_names_that_are_no_text(bundle, clips, file_format):
+def test_names_that_are_no_text(bundle, clips, capsys):
     name = os.fsdecode(b"caf\xe9.wav")
     (clips / "b.wav").rename(clips / name)
-    code, out, err = finished(bundle, "-f", file_format, clips, env={**os.environ, "PYTHONUTF8": "1"})
+    code, out, err = finished(bundle, clips, env={**os.environ, "PYTHONUTF8": "1"})
     assert (code, err) == (0, b"")
-    lines = out.splitlines()
-    if file_format == "json":
-        assert os.fsencode(json.loads(lines[1])["file"]) == os.fsencode(clips / name)
-    else:
-        assert lines[-1].startswith(os.fsencode(clips / name))
-    code, _, err = finished(bundle, "-f", file_format, "-o", clips / "out", clips)
-    assert (code, err) == (0, b"")
-    assert f"caf\udce9.{file_format}" in [file.name for file in (clips / "out").iterdir()]
+    assert out.splitlines()[-1].startswith(os.fsencode(clips / name))
+    assert transcribe(bundle, "-f", "json", clips) == 0
+    assert os.fsencode(json.loads(capsys.readouterr().out.splitlines()[-1])["file"]) == os.fsencode(clips / name)
+    for file_format in ("txt", "json"):
+        assert transcribe(bundle, "-f", file_format, "-o", clips / "out", clips) == 0
+        assert f"caf\udce9.{file_format}" in [file.name for file in (clips / "out").iterdir()]
 
 
-def test_a_text_that_stdout_cannot_encode(bundle, recognizer, clips):
+def test_a_text_that_stdout_cannot_encode(bundle, recognizer, clips, capsys, monkeypatch):
     texts = [recognizer.transcribe(clips / name).text for name in ("a.wav", "b.wav")]
     assert not any(text.isascii() for text in texts)
-    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
-    code, out, err = finished(bundle, clips, clips / "missing.wav", env=environment)
-    assert (code, out) == (1, b"")
-    assert err.count(b" cannot be written to stdout in ") == 2
-    assert b"set PYTHONIOENCODING=utf-8, or use --output" in err
-    assert err.strip().endswith(b"3 of 3 files failed")
-    code, out, err = finished(bundle, "-f", "json", clips, env=environment)
-    assert (code, err) == (0, b"")  # JSON has escapes
-    assert [json.loads(line)["text"] for line in out.splitlines()] == texts
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="cp1252", write_through=True))
+    assert transcribe(bundle, clips, clips / "missing.wav") == 1
+    err = capsys.readouterr().err
+    assert err.count(" cannot be written to stdout in ") == 2
+    assert "set PYTHONIOENCODING=utf-8, or use --output" in err
+    assert err.endswith("3 of 3 files failed\n")
+    assert printed.getvalue() == b""
+    assert transcribe(bundle, "-f", "json", clips) == 0
+    assert capsys.readouterr().err == ""  # JSON has escapes
+    assert [json.loads(line)["text"] for line in printed.getvalue().splitlines()] == texts
 
 
 @posix
@@ -94,52 +90,27 @@ def test_streams_that_are_closed(bundle, recognizer, clips, closed):
 
 @pytest.mark.skipif(not FULL.exists(), reason="the system has no full disk at hand")
 def test_a_full_disk_names_stdout(bundle, clips):
-    with FULL.open("wb") as full, started(bundle, clips / "a.wav", stdout=full, stderr=subprocess.PIPE) as process:
+    with FULL.open("wb") as full, started(bundle, clips / "a.wav", stdout=full) as process:
         _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert err.splitlines()[0] == b"u2moe: error: stdout: cannot be written: No space left on device"
     assert b"Exception ignored" not in err
 
 
-@posix
-def test_standard_input(bundle, recognizer, clips):
-    with (clips / "a.wav").open("rb") as file, subprocess.Popen(["cat"], stdin=file, stdout=subprocess.PIPE) as cat:
-        code, out, err = finished(bundle, "-f", "json", "-", stdin=cat.stdout)
-        cat.stdout.close()
-    assert (code, err) == (0, b"")
-    assert (json.loads(out)["file"], json.loads(out)["text"]) == ("stdin", recognizer.transcribe(clips / "a.wav").text)
+@pytest.mark.parametrize("has_command", [False, True])
+def test_a_reader_that_goes_away_is_no_traceback(bundle, clips, has_command):
+    arguments = ["transcribe", "--model", str(bundle.path), *[str(clips)] * 3] if has_command else []
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "u2moe", *arguments]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert b"Traceback" not in done.stderr
+    assert done.returncode == has_command
 
 
-@pytest.mark.parametrize("file_format", ["txt", "tsv"])
-def test_segments_are_printed_as_they_are_found(bundle, recognizer, sound, tmp_path, monkeypatch, file_format):
-    soundfile.write(tmp_path / "long.wav", np.tile(sound, 30), 16_000)
-    order = []
-    transcript = recognizer.transcribe(tmp_path / "long.wav")
-    assert len(transcript.segments) > 1
-    monkeypatch.setattr("u2moe.runtime.cli.outputs.print_result", order.append)
-    monkeypatch.setattr(cli.transcribe.ProgressBar, "show", lambda _, seconds: order.append(seconds))
-    assert transcribe(bundle, "-f", file_format, tmp_path / "long.wav") == 0
-    written = [item for item in order if isinstance(item, str)]
-    assert "".join(written) == format_transcript(transcript, file_format)
-    assert order.index(written[0]) < order.index(120.0)
-    assert len(written) == len(transcript.segments)
-
-
-@posix
-@pytest.mark.parametrize(("arguments", "number", "status"), [
-    (["-f", "json"], signal.SIGINT, 130),
-    (["-o", "OUT"], signal.SIGTERM, 143),
-    pytest.param([], signal.SIGINT, 130, marks=pytest.mark.endurance),
-])  # fmt: skip
-def test_ctrl_c_and_sigterm_keep_what_was_recognised(bundle, sound, tmp_path, arguments, number, status):
-    """Ten hours of audio, interrupted after the first segments."""
-    header = 44
-    soundfile.write(tmp_path / "long.wav", np.tile(sound, 900), 16_000)
-    assert (tmp_path / "long.wav").stat().st_size > header + 3600 * 32_000 - 1
-    out = tmp_path / "out"
-    arguments = [str(out) if argument == "OUT" else argument for argument in arguments]
-    program = """
-import sys
+INTERRUPTED = """
+import sys, time
 from u2moe.runtime import Recognizer, cli
 
 real = Recognizer.segments
@@ -148,11 +119,22 @@ def segments(*arguments, **settings):
         if number == 2:
             sys.stderr.write("two\\n")
             sys.stderr.flush()
+            time.sleep(60)
         yield segment
 Recognizer.segments = segments
 sys.exit(cli.main(sys.argv[1:]))
 """
-    command = [sys.executable, "-c", program, "transcribe", "--model", str(bundle.path), *arguments]
+
+
+@posix
+@pytest.mark.parametrize(("arguments", "number", "status"), [
+    (["-f", "json"], signal.SIGINT, 130), (["-o", "OUT"], signal.SIGTERM, 143),
+])  # fmt: skip
+def test_ctrl_c_and_sigterm_keep_what_was_recognised(bundle, sound, tmp_path, arguments, number, status):
+    soundfile.write(tmp_path / "long.wav", np.tile(sound, 20), 16_000)
+    out = tmp_path / "out"
+    arguments = [str(out) if argument == "OUT" else argument for argument in arguments]
+    command = [sys.executable, "-c", INTERRUPTED, "transcribe", "--model", str(bundle.path), *arguments]
     command, pipe = [*command, str(tmp_path / "long.wav")], subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, encoding="utf-8") as process:
         assert process.stderr.readline() == "two\n"
@@ -162,13 +144,10 @@ sys.exit(cli.main(sys.argv[1:]))
     assert "long.wav: interrupted; the text so far is kept" in err
     if "-o" in arguments:
         assert [file.name for file in out.iterdir()] == ["long.txt.partial"]
-        printed = (out / "long.txt.partial").read_text(encoding="utf-8")
-    if "json" in arguments:
-        found = json.loads(printed)
-        assert len(found["segments"]) >= 2
-        assert found["complete"] is False
+        assert len((out / "long.txt.partial").read_text(encoding="utf-8").splitlines()) >= 2
     else:
-        assert len(printed.splitlines()) >= 2
+        found = json.loads(printed)
+        assert (len(found["segments"]), found["complete"]) == (2, False)
 
 
 def test_a_file_that_was_cut_off_is_recognised_and_told(bundle, clips, capsys):
@@ -179,6 +158,12 @@ def test_a_file_that_was_cut_off_is_recognised_and_told(bundle, clips, capsys):
     assert re.match(r".*a\.wav\t.+\n.*b\.wav\t.+\n$", out)
     assert "a.wav: contains 63978 of the 128000 bytes of audio stated in its header: it is truncated" in err
     assert err.endswith("1 of 2 files failed\n")
+    soundfile.write(clips / "none.wav", np.zeros(0), 16_000)
+    for options in ([], ["--stream"]):
+        assert transcribe(bundle, *options, clips / "none.wav") == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert "none.wav: contains no samples" in err
 
 
 def test_warnings_are_lines(bundle, clips, sound, capsys, monkeypatch):
@@ -193,3 +178,67 @@ def test_warnings_are_lines(bundle, clips, sound, capsys, monkeypatch):
         ]
     assert transcribe(bundle, "--channel", "0", clips / "a.wav") == 0
     assert capsys.readouterr().err == ""
+
+
+def test_two_processes_with_the_same_folder_both_finish(bundle, clips, sound):
+    for number in range(3):
+        soundfile.write(clips / f"c{number}.wav", sound[: 20_000 + 4000 * number], 16_000)
+    processes = [started(bundle, "-o", clips / "out", clips) for _ in range(2)]
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    names = sorted(file.name for file in (clips / "out").iterdir())
+    assert names == ["a.txt", "b.txt", "c0.txt", "c1.txt", "c2.txt"]
+
+
+def test_folders_that_cannot_be_written_and_full_disks_end_the_work(bundle, clips, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    def touch(*_, **__):
+        raise PermissionError(13, "Permission denied", str(clips / "out"))
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    assert transcribe(bundle, "-o", clips / "out", clips) == 1  # stops after the first file
+    told = f"u2moe: error: {clips / 'out' / 'a.txt'}: cannot be written: No space left on device\n"
+    assert capsys.readouterr().err == told
+    assert list((clips / "out").glob("[!.]*")) == []
+    monkeypatch.setattr("pathlib.Path.touch", touch)
+    monkeypatch.setattr("u2moe.runtime.cli.transcribe.model_choice", lambda _: pytest.fail("the work has begun"))
+    assert transcribe(bundle, "-o", clips / "out", clips) == 1
+    assert "Permission denied" in capsys.readouterr().err
+
+
+def test_what_was_recognised_before_damage_is_kept_apart(bundle, clips, sound, capsys):
+    (clips / "a.wav").unlink()
+    soundfile.write(clips / "a.flac", np.tile(sound, 12), 16_000)
+    content = bytearray((clips / "a.flac").read_bytes())
+    half = len(content) // 2
+    content[half : half + 3000] = bytes(3000)
+    (clips / "a.flac").write_bytes(content)
+    assert transcribe(bundle, "-f", "json", clips / "a.flac") == 1
+    printed, err = capsys.readouterr()
+    found = json.loads(printed)
+    assert found["segments"]
+    assert found["complete"] is False
+    assert "a.flac: cannot be read as audio" in found["error"]
+    assert found["error"] in err
+    out = clips / "out"
+    assert transcribe(bundle, "-o", out, clips) == 1
+    err = capsys.readouterr().err
+    assert sorted(file.name for file in out.glob("[ab]*")) == ["a.txt.partial", "b.txt"]
+    assert (out / "a.txt.partial").read_text(encoding="utf-8").strip()
+    assert f"{clips / 'a.flac'}: incomplete: {out / 'a.txt.partial'}\n" in err
+    assert err.endswith("u2moe: error: 1 of 2 files failed\n")
+    soundfile.write(clips / "a.flac", sound, 16_000)  # it was still being copied
+    assert transcribe(bundle, "-o", out, clips) == 0
+    assert sorted(file.name for file in out.glob("[ab]*")) == ["a.txt", "b.txt"]
+
+
+def test_a_name_that_has_no_room_for_the_suffix_is_one_failure(bundle, clips, sound, capsys):
+    soundfile.write(clips / f"{'n' * 252}.au", sound, 16_000)
+    soundfile.write(clips / f"{'p' * 250}.au", sound, 16_000)  # its partial transcript would have too long a name
+    assert transcribe(bundle, "-f", "json", "-o", clips / "out", clips) == 1
+    assert sorted(file.name for file in (clips / "out").glob("[a-z]*")) == ["a.json", "b.json", f"{'p' * 250}.json"]
+    err = capsys.readouterr().err
+    assert "nnn.json: cannot be written: File name too long" in err
+    assert err.endswith("u2moe: error: 1 of 4 files failed\n")

@@ -1,121 +1,225 @@
-"""`u2moe transcribe -o`: existing files, concurrent runs, damaged recordings."""
+"""`u2moe transcribe`: inputs, and transcripts on stdout, on a terminal and in a folder."""
 
 import io
+import itertools
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
+from commands import transcribe
+from media import write_media
 
-from u2moe.runtime import cli
+from u2moe.runtime import format_transcript
+from u2moe.runtime.cli import terminal
+from u2moe.runtime.text.formats import FORMATS
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("loaded_once")]
 
 
-@pytest.fixture
-def run(bundle, clips, capsys):
-    """Transcribe `clips`; return the texts in the folder, and stderr."""
-
-    def transcribe(*arguments, model=bundle, expected=0):
-        out = clips / "out"
-        assert (
-            cli.main(["transcribe", "--model", str(model.path), "-o", str(out), *map(str, arguments), str(clips)])
-            == expected
-        )
-        texts = {file.name: file.read_text(encoding="utf-8") for file in sorted(out.glob("[ab]*"))}
-        return texts, capsys.readouterr().err
-
-    return transcribe
+def written(folder):
+    """Return the content of the files in a folder, except hidden ones."""
+    return {
+        str(file.relative_to(folder)): file.read_text(encoding="utf-8")
+        for file in folder.rglob("[!.]*") if file.is_file()
+    }  # fmt: skip
 
 
-def test_what_comes_from_a_pipe_is_never_there_already(bundle, clips, sound, capsys, monkeypatch):
-    soundfile.write(clips / "other.wav", sound[::-1], 16_000)
-    for name in ("a.wav", "a.wav", "other.wav"):
-        with (clips / name).open("rb") as stream:
-            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stream))
-            assert cli.main(["transcribe", "--model", str(bundle.path), "-o", str(clips / "piped"), "-"]) == 0
-        assert "already" not in capsys.readouterr().err
-        text = (clips / "piped" / "stdin.txt").read_text(encoding="utf-8")
-        assert cli.main(["transcribe", "--model", str(bundle.path), str(clips / name)]) == 0
-        assert capsys.readouterr().out == text
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_every_format_on_stdout(bundle, recognizer, clips, capsys, file_format):
+    assert transcribe(bundle, "-f", file_format, clips / "a.wav") == 0
+    transcript = recognizer.transcribe(clips / "a.wav")
+    assert capsys.readouterr() == (format_transcript(transcript, file_format, name=str(clips / "a.wav")), "")
 
 
-def test_two_processes_with_the_same_folder_both_finish(bundle, clips, sound):
-    for number in range(6):
-        soundfile.write(clips / f"c{number}.wav", sound[: 20_000 + 4000 * number], 16_000)
-    command = [sys.executable, "-m", "u2moe", "transcribe", "--model", bundle.path, "-o", clips / "out", clips]
-    processes = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(2)]
-    errors = [process.communicate()[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
-    names = sorted(file.name for file in (clips / "out").iterdir())
-    assert names == ["a.txt", "b.txt", *(f"c{number}.txt" for number in range(6))]
+def test_several_recordings_on_stdout(bundle, clips, capsys):
+    assert transcribe(bundle, "-f", "json", "--search", "ctc_prefix_beam", "--beam-size", 3, clips) == 0
+    out, err = capsys.readouterr()
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["file"] for line in lines] == [str(clips / "a.wav"), str(clips / "b.wav")]
+    assert set(lines[0]) == {"file", "text", "duration", "segments", "complete", "error"}
+    assert len(lines[1]["segments"][0]["nbest"]) == 3
+    assert err == ""
+    assert transcribe(bundle, "-f", "tsv", clips) == 0
+    header, *rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert header == ["file", "start", "end", "text"]
+    assert [(row[0], len(row)) for row in rows] == [(str(clips / "a.wav"), 4), (str(clips / "b.wav"), 4)]
 
 
-def test_what_killed_processes_left_is_removed(run, clips):
-    (clips / "deep").mkdir()
-    shutil.copy(clips / "a.wav", clips / "deep")
-    (clips / "out" / "deep").mkdir(parents=True)
-    for place in (clips / "out", clips / "out" / "deep"):
+def test_output_folder_is_resumed_also_after_a_power_failure(bundle, recognizer, clips, capsys, monkeypatch):
+    out = clips / "out"
+    arguments = ["-f", "srt", "-o", out, clips / "a.wav"]
+    write_bytes = Path.write_bytes
+
+    def some(self, content):
+        write_bytes(self, content[: len(content) // 2])
+        raise SystemError("the power has failed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", some)
+        with pytest.raises(SystemError):
+            transcribe(bundle, *arguments)
+    assert transcribe(bundle, *arguments) == 0
+    assert written(out) == {"a.srt": format_transcript(recognizer.transcribe(clips / "a.wav"), "srt")}
+    (out / "a.srt").write_text("mine", encoding="utf-8")
+    (clips / "c.wav").write_text("no audio")
+    assert transcribe(bundle, *arguments, clips / "b.wav", clips / "c.wav") == 1
+    assert sorted(written(out)) == ["a.srt", "b.srt"]
+    assert written(out)["a.srt"] == "mine"
+    stdout, err = capsys.readouterr()
+    assert stdout == ""
+    assert err.startswith(f"1 of 3 are already in {out}: kept (remove them to recognise them again)\n")
+    assert err.endswith("u2moe: error: 1 of 3 files failed\n")
+    for _ in range(2):  # a file given by name is overwritten
+        assert transcribe(bundle, "-o", clips / "texts" / "talk.srt", clips / "b.wav") == 0
+        assert written(clips / "texts") == {"talk.srt": written(out)["b.srt"]}
+        (clips / "texts" / "talk.srt").write_text("old", encoding="utf-8")
+
+
+def test_folders_are_mirrored_and_equal_names_allowed(bundle, clips, capsys):
+    (clips / "deep" / "er").mkdir(parents=True)
+    for name in ("deep/a.wav", "deep/er/a.wav", "deep/er/a.flac"):
+        soundfile.write(clips / name, soundfile.read(clips / "b.wav")[0][:20_000], 16_000)
+    out = clips / "out"
+    (out / "deep").mkdir(parents=True)
+    for place in (out, out / "deep"):  # left by killed processes
         for name, age_s in ((".0123456789abcdef.part", 7200), (".fedcba9876543210.part", 60)):
             (place / name).touch()
             os.utime(place / name, (time.time() - age_s,) * 2)
-    run()
-    assert [file.name for file in (clips / "out").rglob(".*.part")] == [".fedcba9876543210.part"] * 2
+    for expected in ("", f"5 of 5 are already in {out}: kept (remove them to recognise them again)\n"):
+        assert transcribe(bundle, "-o", out, clips) == 0
+        assert capsys.readouterr().err == expected
+    assert sorted(written(out)) == ["a.txt", "b.txt", "deep/a.txt", "deep/er/a.flac.txt", "deep/er/a.wav.txt"]
+    assert [file.name for file in out.rglob(".*.part")] == [".fedcba9876543210.part"] * 2
+    assert transcribe(bundle, "-o", clips / "named", clips / "a.wav", clips / "deep" / "a.wav") == 0
+    assert written(clips / "named").keys() == {f"{clips.name}/a.txt", "deep/a.txt"}
+    same = clips / "deep" / ".." / "deep" / "a.wav"
+    assert transcribe(bundle, "-o", clips / "again", clips / "deep" / "a.wav", same) == 0
+    assert len(written(clips / "again")) == 2
 
 
-def test_a_folder_that_cannot_be_written_is_refused_before_the_work(bundle, clips, capsys, monkeypatch):
-    def touch(*_, **__):
-        raise PermissionError(13, "Permission denied", str(clips / "out"))
-
-    monkeypatch.setattr("pathlib.Path.touch", touch)
-    monkeypatch.setattr("u2moe.runtime.cli.transcribe.model_choice", lambda _: pytest.fail("the work has begun"))
-    assert cli.main(["transcribe", "--model", str(bundle.path), "-o", str(clips / "out"), str(clips)]) == 1
-    assert "Permission denied" in capsys.readouterr().err
-
-
-def damaged(clips, sound):
-    soundfile.write(clips / "a.flac", np.tile(sound, 12), 16_000)
-    (clips / "a.wav").unlink()
-    content = bytearray((clips / "a.flac").read_bytes())
-    half = len(content) // 2
-    content[half : half + 3000] = bytes(3000)
-    (clips / "a.flac").write_bytes(content)
-
-
-def test_what_was_recognised_before_damage_is_kept_apart(run, clips, sound):
-    damaged(clips, sound)
-    texts, err = run(expected=1)
-    assert sorted(texts) == ["a.txt.partial", "b.txt"]
-    assert texts["a.txt.partial"].strip()
-    assert f"{clips / 'a.flac'}: incomplete: {clips / 'out' / 'a.txt.partial'}\n" in err
-    assert err.endswith("u2moe: error: 1 of 2 files failed\n")
-    soundfile.write(clips / "a.flac", sound, 16_000)  # it was still being copied
-    texts, _ = run()
-    assert sorted(texts) == ["a.txt", "b.txt"]
-
-
-def test_json_says_that_it_is_not_complete(bundle, clips, sound, capsys):
-    damaged(clips, sound)
-    assert cli.main(["transcribe", "--model", str(bundle.path), "-f", "json", str(clips / "a.flac")]) == 1
+def test_stream_shows_partial_results_and_hotwords_are_heard(bundle, recognizer, clips, capsys):
+    symbol = next(s for s in bundle.tokens[3:] if s not in recognizer.transcribe(clips / "a.wav").text)
+    (clips / "names").write_text(f"# one\n{symbol} :100\n", encoding="utf-8")
+    assert transcribe(bundle, "--hotwords", clips / "names", clips / "a.wav") == 0
+    assert symbol in capsys.readouterr().out
+    (clips / "names").write_text("\u2603", encoding="utf-8")
+    assert transcribe(bundle, "--hotwords", clips / "names", clips / "a.wav") == 1
+    assert "hotword '\u2603': the vocabulary has no" in capsys.readouterr().err
+    assert transcribe(bundle, "--stream", "--chunk-size", 8, "--num-left-chunks", 4, clips / "a.wav") == 0
     out, err = capsys.readouterr()
-    found = json.loads(out)
-    assert found["segments"]
-    assert found["complete"] is False
-    assert "a.flac: cannot be read as audio" in found["error"]
-    assert found["error"] in err
+    partials = err.splitlines()
+    assert len(partials) > 3
+    assert len(partials[0]) < len(partials[-1])
+    assert transcribe(bundle, "--chunk-size", 8, "--num-left-chunks", 4, clips / "a.wav") == 0
+    assert capsys.readouterr().out == out
 
 
-def test_a_name_that_has_no_room_for_the_suffix_is_one_failure(bundle, clips, sound, capsys):
-    soundfile.write(clips / f"{'n' * 252}.au", sound, 16_000)
-    soundfile.write(clips / f"{'p' * 250}.au", sound, 16_000)  # its partial transcript would have too long a name
-    out = clips / "out"
-    assert cli.main(["transcribe", "--model", str(bundle.path), "-f", "json", "-o", str(out), str(clips)]) == 1
-    assert sorted(file.name for file in out.glob("[a-z]*")) == ["a.json", "b.json", f"{'p' * 250}.json"]
+def test_events_come_in_their_order(bundle, clips, capsys):
+    (clips / "c.wav").write_text("no audio")
+    assert transcribe(bundle, "-f", "events", "--stream", clips) == 1
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {event["file"] for event in events} == {str(clips / name) for name in ("a.wav", "b.wav", "c.wav")}
+    *partials, segment, end = (event for event in events if event["file"].endswith("a.wav"))
+    assert {event["type"] for event in partials} == {"partial"}
+    assert (segment["type"], end["type"]) == ("segment", "end")
+    assert set(segment["words"][0]) == {"word", "start", "end", "confidence"}
+    assert (end["text"], end["complete"], end["error"]) == (segment["text"], True, None)
+    assert events[-1]["type"] == "error"
+    assert "c.wav: cannot be read as audio" in events[-1]["error"]
+
+
+def test_progress_and_partial_results_in_place_on_a_terminal(bundle, clips, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert transcribe(bundle, "--stream", clips) == 0
     err = capsys.readouterr().err
-    assert "nnn.json: cannot be written: File name too long" in err
-    assert err.endswith("u2moe: error: 1 of 4 files failed\n")
+    assert "\r\x1b[K[1/2] " in err
+    assert "\n" not in err
+    shown = err.split("\r\x1b[K")
+    partials = [text for text in shown if text and not text.startswith("[")]
+    assert len(set(partials)) > 3
+    # progress never replaces a partial result
+    assert all(not text.startswith("[") or int(text.partition("%")[0].split()[-1]) < 100 for text in shown)
+    followers = [after for before, after in itertools.pairwise(shown) if before in partials]
+    assert not [after for after in followers if after.startswith("[1/2] ")]
+    monkeypatch.setenv("COLUMNS", "20")
+    terminal.show_progress("a progress that is wider than the terminal")
+    terminal.tell("a line that is wider than the terminal")
+    terminal.show_latest("partial")
+    assert capsys.readouterr().err == (
+        "\r\x1b[Kr than the terminal\r\x1b[Ka line that is wider than the terminal\n\r\x1b[Kpartial"
+    )
+
+
+def test_a_bar_shows_how_far_all_files_are(bundle, clips, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    (clips / "aa.wav").write_text("no audio")
+    soundfile.write(clips / "long.wav", np.zeros(26 * 16_000), 16_000)
+    assert transcribe(bundle, clips / "a.wav") == 0
+    assert "#" not in capsys.readouterr().err  # only on a terminal
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert transcribe(bundle, clips) == 1
+    drawn = [line.split(", ") for line in capsys.readouterr().err.split("\r\x1b[K") if line.startswith("[")]
+    # 4, 0, 4 and 26 seconds; of the last ten at a time.
+    assert drawn[0] == ["[1/4] ....................   0%", "a.wav"]
+    begun = {line[-1]: line[0] for line in reversed(drawn)}
+    assert [begun[name].split()[-1] for name in ("aa.wav", "b.wav", "long.wav")] == ["12%", "12%", "24%"]
+    assert "[4/4] ###########.........  53%" in [line[0] for line in drawn]
+    assert drawn[-1] == ["[4/4] #################### 100%", "0:00 left", "long.wav"]
+
+
+@pytest.mark.parametrize("file_format", ["txt", "tsv"])
+def test_segments_are_printed_as_they_are_found(bundle, recognizer, sound, tmp_path, monkeypatch, file_format):
+    soundfile.write(tmp_path / "long.wav", np.tile(sound, 12), 16_000)
+    order = []
+    transcript = recognizer.transcribe(tmp_path / "long.wav")
+    assert len(transcript.segments) > 1
+    monkeypatch.setattr("u2moe.runtime.cli.outputs.print_result", order.append)
+    monkeypatch.setattr("u2moe.runtime.cli.transcribe.ProgressBar.show", lambda _, seconds: order.append(seconds))
+    assert transcribe(bundle, "-f", file_format, tmp_path / "long.wav") == 0
+    printed = [item for item in order if isinstance(item, str)]
+    assert "".join(printed) == format_transcript(transcript, file_format)
+    assert order.index(printed[0]) < order.index(48.0)
+    assert len(printed) == len(transcript.segments)
+
+
+@pytest.mark.parametrize("arguments", [[], ["-"]])
+def test_raw_audio_from_standard_input_as_it_comes(bundle, recognizer, sound, capsys, monkeypatch, arguments):
+    samples = (sound * 32767).astype("<i2")
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(samples.tobytes())))
+    assert transcribe(bundle, "--raw", "s16le:16000", "--stream", *arguments) == 0
+    out, err = capsys.readouterr()
+    stream = recognizer.create_stream()
+    stream.accept_waveform(16_000, samples)
+    stream.input_finished()
+    recognizer.decode_streams([stream])
+    assert out.split() == stream.get_result().text.split()
+    assert len(err.splitlines()) > 3  # partial results
+    monkeypatch.setattr(sys, "stdin", None)
+    assert transcribe(bundle, *(arguments or ["--raw", "s16le:16000"])) == 1
+    assert "standard input is closed" in capsys.readouterr().err
+
+
+def test_raw_audio_with_channels_and_a_track_of_a_video(bundle, recognizer, sound, capsys, tmp_path):
+    (tmp_path / "a.pcm").write_bytes(np.stack([np.zeros_like(sound), sound], axis=1).astype("<f4").tobytes())
+    assert transcribe(bundle, *["--raw", "f32le:16000:2", "--channel", "1"], tmp_path / "a.pcm") == 0
+    assert capsys.readouterr().out == recognizer.transcribe(sound).text + "\n"
+    file = write_media(tmp_path / "a.mkv", [np.zeros_like(sound), sound], with_video=True)
+    assert transcribe(bundle, "--track", "1", file) == 0
+    assert capsys.readouterr().out == recognizer.transcribe(sound).text + "\n"
+
+
+def test_what_comes_from_a_pipe_is_never_there_already(bundle, recognizer, clips, capsys, monkeypatch):
+    for name in ("a.wav", "a.wav", "b.wav"):
+        with (clips / name).open("rb") as file, subprocess.Popen(["cat"], stdin=file, stdout=subprocess.PIPE) as cat:
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(cat.stdout))
+            assert transcribe(bundle, "-f", "json", "-o", clips / "piped", "-") == 0
+        assert "already" not in capsys.readouterr().err
+        found = json.loads((clips / "piped" / "stdin.json").read_text(encoding="utf-8"))
+        assert (found["file"], found["text"]) == ("stdin", recognizer.transcribe(clips / name).text)

@@ -14,10 +14,12 @@ import soundfile
 from corpora import ToyChoice, rows_in, write_corpus, write_list
 from hypothesis import given
 from hypothesis import strategies as st
+from tones import RATE, say
 
 from u2moe.runtime import CorpusError
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.cli import main
+from u2moe.runtime.corpus.entry import Shard
 from u2moe.runtime.corpus.results import GroupScore, merge, read_outcomes, score
 from u2moe.runtime.corpus.rows import Outcome, as_line
 from u2moe.runtime.corpus.run_folder import OutputFolder
@@ -66,16 +68,14 @@ def test_scores_by_speaker_and_field_and_intervals_of_resampled_utterances(resul
     assert np.subtract(*group.interval()[::-1]) == pytest.approx(2 * 1.96 * np.sqrt(0.2 * 0.8 / 4000), rel=0.15)
 
 
-def outcome(reference, text, number=0):
-    return Outcome(key=str(number), text=text, duration=1.0, reference=reference, speaker=None, fields={}, error=None)
-
-
 texts = st.lists(st.sampled_from(["a", "B", "c."]), max_size=4).map(" ".join)
 
 
 @given(st.lists(st.tuples(texts, texts), min_size=1, max_size=8))
 def test_scores_add_up(pairs):
-    found = score((outcome(*pair, number) for number, pair in enumerate(pairs)), by="length", num_worst=2)
+    shared = {"duration": 1.0, "speaker": None, "fields": {}, "error": None}
+    outcomes = [Outcome(key="", reference=reference, text=text, **shared) for reference, text in pairs]
+    found = score(outcomes, by="length", num_worst=2)
     errors = [edit_distance(words(reference), words(text)) for reference, text in pairs]
     assert found.total.num_errors == sum(errors) == sum(group.num_errors for group in found.groups.values())
     assert [worst.num_errors for worst in found.worst] == sorted(filter(None, errors), reverse=True)[:2]
@@ -83,27 +83,20 @@ def test_scores_add_up(pairs):
     assert low <= high
 
 
-def test_merge_has_every_row_once_in_order(results, tmp_path):
+def test_merge_has_every_row_once_in_order_and_none_missing(results, tmp_path):
     folder = OutputFolder(str(results))
     assert merge(folder, tmp_path / "all.jsonl") == 6
     assert merge(folder, tmp_path / "all.csv") == 6
+    assert [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()] == rows_in(results)
     with (tmp_path / "all.csv").open(encoding="utf-8", newline="") as table:
-        rows = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text(encoding="utf-8").splitlines()]
-        assert [row["text"] for row in csv.DictReader(table)] == [row["text"] for row in rows]
+        assert [row["text"] for row in csv.DictReader(table)] == [row["text"] for row in rows_in(results)]
     with pytest.raises(ValueError, match=r"all\.txt: the name must end in \.jsonl, \.csv or \.parquet"):
         merge(folder, tmp_path / "all.txt")
-    assert [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()] == rows_in(results)
-
-
-def test_merge_of_what_is_not_complete(results, tmp_path):
-    out = tmp_path / "out"
-    corpus = results.parent / "data.list"
-    from u2moe.runtime.corpus.entry import Shard  # noqa: PLC0415
-
-    run_corpus(corpus, out, ToyChoice(), CorpusOptions(block_size=4, num_workers=1, shard=Shard(index=1, count=2)))
+    half = dataclasses.replace(ONE, shard=Shard(index=1, count=2))
+    run_corpus(results.parent / "data.list", tmp_path / "out", ToyChoice(), half)
     with pytest.raises(CorpusError, match="4 utterances are missing"):
-        merge(OutputFolder(str(out)), tmp_path / "all.jsonl")
-    assert not (tmp_path / "all.jsonl").exists()
+        merge(OutputFolder(str(tmp_path / "out")), tmp_path / "half.jsonl")
+    assert not (tmp_path / "half.jsonl").exists()
 
 
 def test_a_damaged_file_is_named_and_done_again(results, tmp_path, capsys):
@@ -160,33 +153,24 @@ def test_parquet_for_nemo_keeps_all_fields_and_json_what_it_does_not_have(tmp_pa
     assert json.loads(found["fields"]) == {"snr": None, "all": [None]}
 
 
-@pytest.mark.slow
-def test_status_shows_warnings(tmp_path, capsys):
-    samples = soundfile.read(next((DEMO_FOLDER / "clips").glob("*.flac")))[0]
-    soundfile.write(tmp_path / "anti.wav", np.stack([samples, -samples], axis=1), 16_000, subtype="FLOAT")
-    (tmp_path / "list.txt").write_text("anti.wav\n")
-    out = str(tmp_path / "out")
-    assert main(["corpus", str(tmp_path / "list.txt"), out, "--workers", "1"]) == 0
-    assert "1 of 1 utterances have warnings: 'u2moe corpus status OUT'" in capsys.readouterr().err
-    assert main(["corpus", "status", out]) == 0
-    warning = (
-        f"anti.wav\twarning: {tmp_path}/anti.wav: its channels cancel each other when averaged: choose one channel"
-    )
-    assert capsys.readouterr().out.splitlines()[2:] == [warning, "0 failed"]
-    one = str(tmp_path / "one")
-    assert main(["corpus", str(tmp_path / "list.txt"), one, "--workers", "1", "--channel", "0"]) == 0
-    assert "warning" not in capsys.readouterr().err
-    assert rows_in(tmp_path / "one")[0]["text"]
-
-
-def test_status_shows_the_first_problems_and_counts_the_others(tmp_path, capsys, monkeypatch):
+def test_status_shows_warnings_and_the_first_errors_and_counts_the_others(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("u2moe.runtime.cli.corpus._NUM_PROBLEMS", 2)
-    out = str(tmp_path / "out")
-    (tmp_path / "list.txt").write_text("".join(f"{number}.wav\n" for number in range(5)))
-    run_corpus(str(tmp_path / "list.txt"), out, ToyChoice(), ONE)
+    monkeypatch.setattr("u2moe.runtime.cli.corpus.model_choice", lambda _: ToyChoice())
+    samples = say("AB", [0.15] * 2)[0]
+    soundfile.write(tmp_path / "anti.wav", np.stack([samples, -samples], axis=1), RATE, subtype="FLOAT")
+    (tmp_path / "list.txt").write_text("anti.wav\n" + "".join(f"{number}.wav\n" for number in range(5)))
+    arguments, out = ["corpus", str(tmp_path / "list.txt"), "--workers", "1"], str(tmp_path / "out")
+    assert main([*arguments, out]) == 1
+    assert "1 of 6 utterances have warnings: 'u2moe corpus status OUT'" in capsys.readouterr().err
     assert main(["corpus", "status", out]) == 1
-    shown = capsys.readouterr().out.splitlines()[2:]
-    assert [line.split("\t")[0] for line in shown] == ["0.wav", "1.wav", "and 3 more errors", "5 failed"]
+    told = f"warning: {tmp_path}/anti.wav: its channels cancel each other when averaged: choose one channel"
+    assert [line.split("\t")[:2] for line in capsys.readouterr().out.splitlines()[2:]] == [
+        ["anti.wav", told], *([f"{number}.wav", f"{tmp_path}/{number}.wav: no such file"] for number in range(2)),
+        ["and 3 more errors"], ["5 failed"],
+    ]  # fmt: skip
+    assert main([*arguments, str(tmp_path / "one"), "--channel", "0"]) == 1
+    assert "warning" not in capsys.readouterr().err
+    assert rows_in(tmp_path / "one")[0]["text"] == "A B"
 
 
 @pytest.mark.slow

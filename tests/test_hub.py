@@ -1,7 +1,9 @@
 """Downloads and uploads of bundles with a local server that has the hub's API, including interruptions and changes."""
 
 import base64
+import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -20,9 +22,17 @@ needs_client = pytest.mark.skipif(find_spec("huggingface_hub") is None, reason="
 PROGRAM = """\
 import sys, time
 from u2moe import Recognizer
+from u2moe.runtime import cli
 time.sleep = lambda _: None  # the client waits before it tries again
-name, _, revision = sys.argv[1].partition("@")
-print(Recognizer.from_pretrained(name, revision=revision or None).bundle.path.name)
+for line in sys.stdin:
+    place, *arguments = line.split()
+    name, _, revision = place.partition("@")
+    try:
+        code = cli.main([name, *arguments]) if arguments else None
+        print(Recognizer.from_pretrained(name, revision=revision or None).bundle.path.name if code is None else code)
+    except Exception as error:
+        print(type(error).__name__, error, sep=": ")
+    print("\\nend", flush=True)
 """
 
 
@@ -69,10 +79,8 @@ def hub(bundle):
             elif kind == "preupload":
                 names = [file["path"] for file in json.loads(body)["files"]]
                 modes = {True: "lfs", False: "regular"}
-                listed = [
-                    {"path": name, "uploadMode": modes[name.endswith("x")], "shouldIgnore": False} for name in names
-                ]
-                found = {"files": listed}
+                listed = ({"path": name, "uploadMode": modes[name.endswith("x")]} for name in names)
+                found = {"files": [{**each, "shouldIgnore": False} for each in listed]}
             elif kind == "objects":
                 objects = json.loads(body)["objects"]
                 places = [{"upload": {"href": f"{address}/{each['oid']}"}} for each in objects]
@@ -100,38 +108,40 @@ def hub(bundle):
         server.shutdown()
 
 
-def run(address, home, *arguments, program=("-c", PROGRAM), **environment):
-    """Run a program in a child process, because the client reads its environment when it is imported."""
+@contextlib.contextmanager
+def client(address, home, **environment):
+    """Yield a function that fetches a bundle, or runs a command, in a child process and returns what is printed.
+
+    The client reads its environment when it is imported.
+    """
     settings = {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
-    command = [sys.executable, *program, *arguments]
-    return subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, check=False)
+    pipe, command, settings = subprocess.PIPE, [sys.executable, "-c", PROGRAM], {**os.environ, **settings}
+    with subprocess.Popen(command, env=settings, text=True, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT) as child:
+
+        def run(*words):
+            print(*words, file=child.stdin, flush=True)
+            return "".join(itertools.takewhile(lambda line: line != "end\n", iter(child.stdout.readline, ""))).strip()
+
+        yield run
+        child.stdin.close()
 
 
 @needs_client
 @pytest.mark.slow
 def test_a_bundle_comes_from_a_hub_and_is_kept(hub, tmp_path):
     server, address = hub
-    done = run(address, tmp_path, "org/name@v1")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "org--name@v1\n"
-    assert run(address, tmp_path, "org/name@v1", HF_HUB_OFFLINE="1").stdout == done.stdout
-    server.files["tokens.txt"] = server.files["tokens.txt"][:-1] + b" "  # same size
-    done = run(address, tmp_path, "org/name")
-    assert done.returncode == 1
-    assert "IntegrityError" in done.stderr
-
-
-@needs_client
-@pytest.mark.slow
-def test_what_breaks_off_or_is_not_there_is_an_error(hub, tmp_path):
-    server, address = hub
-    server.limit = 1000
-    done = run(address, tmp_path, "org/name")
-    assert "BundleError: org/name: is not a local folder, and cannot be fetched from the hub: " in done.stderr
-    server.limit = None
-    assert run(address, tmp_path, "org/name").returncode == 0  # fetches missing files
-    done = run(address, tmp_path, "org/other")
-    assert "BundleError: org/other: is not a local folder, and cannot be fetched from the hub: " in done.stderr
+    told = "BundleError: {}: is not a local folder, and cannot be fetched from the hub: "
+    with client(address, tmp_path) as run:
+        server.limit = 1000
+        assert told.format("org/name") in run("org/name")
+        server.limit = None
+        assert run("org/name").endswith("org--name")  # fetches missing files
+        assert run("org/name@v1").endswith("org--name@v1")
+        assert told.format("org/other") in run("org/other")
+        server.files["tokens.txt"] = server.files["tokens.txt"][:-1] + b" "  # same size
+        assert "IntegrityError: " in run("org/name@v2")
+    with client(address, tmp_path, HF_HUB_OFFLINE="1") as run:
+        assert run("org/name@v1").endswith("org--name@v1")
 
 
 @needs_client
@@ -140,32 +150,28 @@ def test_a_bundle_is_pushed_whole_or_not_at_all(hub, quantized, tmp_path):
     """A push adds a card if there is none and is one commit, from which the same bundle can be loaded."""
     server, address = hub
     before, bundle = dict(server.files), quantized("int8").path
-
-    def push(folder, name="org/name@v1"):
-        settings = {"HF_TOKEN": "hf_any", "HF_HUB_DISABLE_XET": "1"}  # the server above does not support Xet
-        return run(address, tmp_path / "home", "push", folder, name, program=("-m", "u2moe"), **settings)
-
-    server.breaks = True
-    done = push(bundle)
-    assert done.returncode == 1
-    assert "error: org/name@v1: cannot be published: " in done.stderr
-    assert server.files == before
-    server.breaks = False
-    done = push(bundle)
-    assert done.returncode == 0, done.stderr
-    assert f"{address}/org/name/commit/aaaa" in done.stderr
-    card = server.files["README.md"].decode()
-    assert card.startswith("---\nlibrary_name: u2moe\npipeline_tag: automatic-speech-recognition\n")
-    assert "conformer of 3 blocks with 8 experts with CTC and attention (bitransformer), for streams and" in card
-    assert "u2moe transcribe --model org/name@v1 talk.mp3" in card
-    fetched = run(address, tmp_path / "home", "org/name@v1")
-    assert fetched.stdout == "org--name@v1\n", fetched.stderr
-    server.files["README.md"] = b"the author's own"
-    assert "README.md" not in (push(bundle), server.files)[1]
-    damaged = shutil.copytree(bundle, tmp_path / "damaged")
-    (damaged / "tokens.txt").write_bytes((damaged / "tokens.txt").read_bytes()[:-1] + b" ")
-    assert "tokens.txt" in push(damaged).stderr
-    assert push(bundle, "name").returncode == 1
+    settings = {"HF_TOKEN": "hf_any", "HF_HUB_DISABLE_XET": "1"}  # the server above does not support Xet
+    with client(address, tmp_path / "home", **settings) as run:
+        server.breaks = True
+        found = run("push", bundle, "org/name@v1")
+        assert "error: org/name@v1: cannot be published: " in found
+        assert found.endswith("\n1")
+        assert server.files == before
+        server.breaks = False
+        found = run("push", bundle, "org/name@v1")
+        assert f"{address}/org/name/commit/aaaa" in found
+        assert found.endswith("\n0")
+        card = server.files["README.md"].decode()
+        assert card.startswith("---\nlibrary_name: u2moe\npipeline_tag: automatic-speech-recognition\n")
+        assert "conformer of 3 blocks with 8 experts with CTC and attention (bitransformer), for streams and" in card
+        assert "u2moe transcribe --model org/name@v1 talk.mp3" in card
+        assert run("org/name@v1").endswith("org--name@v1")
+        server.files["README.md"] = b"the author's own"
+        assert "README.md" not in (run("push", bundle, "org/name@v1"), server.files)[1]
+        damaged = shutil.copytree(bundle, tmp_path / "damaged")
+        (damaged / "tokens.txt").write_bytes((damaged / "tokens.txt").read_bytes()[:-1] + b" ")
+        assert "tokens.txt" in run("push", damaged, "org/name@v1")
+        assert run("push", bundle, "name").endswith("\n1")
 
 
 def test_without_the_client_the_extra_is_named(monkeypatch, tmp_path):

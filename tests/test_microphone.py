@@ -24,6 +24,8 @@ from u2moe.runtime import (
 )
 from u2moe.runtime.text.formats import FORMATS
 
+pytestmark = pytest.mark.usefixtures("loaded_once")
+
 
 @pytest.fixture(scope="module")
 def segmenting(bundle, model):
@@ -40,28 +42,21 @@ def segments_of(recognizer, *sounds, rate=16_000):
     return stream.take_segments()
 
 
-def test_what_is_played_is_recognised(segmenting, sound, sounddevice):
-    finals = []
+@pytest.mark.parametrize("rate", [16_000, 48_000])
+def test_what_is_played_is_recognised(segmenting, sound, sounddevice, rate):
+    """If a device cannot use the model's rate, it gives its own."""
+    sounddevice.rates, played, finals = [rate], np.repeat(sound, rate // 16_000), []
     with Transcriber(segmenting, on_final=finals.append) as transcriber, Microphone(transcriber) as microphone:
         assert microphone.is_active
-        sounddevice.play(sound)
+        sounddevice.play(played)
     assert not microphone.is_active
     assert len(finals) > 1
-    assert finals == segments_of(segmenting, sound)
-    assert sounddevice.settings["samplerate"] == microphone.sample_rate == 16_000
-    assert (sounddevice.settings["channels"], sounddevice.settings["dtype"]) == (1, "float32")
-    assert sounddevice.settings["blocksize"] == 800
-    assert (microphone.num_overflows, microphone.lost_s) == (0, 0.0)
-
-
-def test_a_device_that_cannot_do_the_rate_gives_its_own(segmenting, sound, sounddevice):
-    sounddevice.rates = [48_000]
-    finals = []
-    with Transcriber(segmenting, on_final=finals.append) as transcriber, Microphone(transcriber) as microphone:
-        sounddevice.play(np.repeat(sound, 3))
-    assert microphone.sample_rate == 48_000
+    assert finals == segments_of(segmenting, played, rate=rate)
     assert transcriber.duration == pytest.approx(4.0)
-    assert finals == segments_of(segmenting, np.repeat(sound, 3), rate=48_000)
+    settings = sounddevice.settings
+    assert settings["samplerate"] == microphone.sample_rate == rate
+    assert (settings["channels"], settings["dtype"], settings["blocksize"]) == (1, "float32", rate // 20)
+    assert (microphone.num_overflows, microphone.lost_s) == (0, 0.0)
 
 
 def test_the_callback_never_waits_and_what_is_lost_is_counted_and_told(segmenting, sound, sounddevice):
@@ -86,15 +81,6 @@ def test_the_callback_never_waits_and_what_is_lost_is_counted_and_told(segmentin
 
 
 def test_what_is_lost_is_told_also_at_the_end(segmenting, sound, sounddevice):
-    errors = []
-    with Transcriber(segmenting, on_error=errors.append) as transcriber, Microphone(transcriber) as microphone:
-        sounddevice.play(sound[:8000])
-        sounddevice.play(sound[8000:9600], input_overflow=True)
-        sounddevice.play(sound[9600:])
-    assert microphone.num_overflows == 1
-    assert [type(error) for error in errors] == [AudioOverflowError]
-    assert "the audio system dropped it" in str(errors[0])
-    assert transcriber.duration == pytest.approx(4.0)
     gate = Gate()
     with Transcriber(segmenting, on_error=gate, max_queue_s=1.0) as transcriber:
         transcriber.report(AudioError("stop here"))
@@ -106,28 +92,23 @@ def test_what_is_lost_is_told_also_at_the_end(segmenting, sound, sounddevice):
     assert gate.calls[1].duration == pytest.approx(3.0)
 
 
-def test_numbers_that_are_none_are_told_and_left_out(segmenting, sound, sounddevice):
+def test_numbers_that_are_none_and_a_microphone_that_goes_away_are_told(segmenting, sound, sounddevice):
     errors, finals = [], []
     callbacks = {"on_error": errors.append, "on_final": finals.append}
     with Transcriber(segmenting, **callbacks) as transcriber, Microphone(transcriber) as microphone:
         sounddevice.play(sound[:8000])
         sounddevice.play(np.full(1600, np.nan, np.float32))
-        sounddevice.play(sound[8000:])
-    assert [type(error) for error in errors] == [MicrophoneError]
-    assert str(errors[0]) == "lost 0.10 s of audio from the microphone: samples contain NaN or infinity"
-    assert (microphone.num_overflows, microphone.lost_s) == (1, pytest.approx(0.1))
-    assert finals == segments_of(segmenting, sound)
-
-
-def test_a_microphone_that_goes_away_is_told(segmenting, sound, sounddevice):
-    errors, finals = [], []
-    callbacks = {"on_error": errors.append, "on_final": finals.append}
-    with Transcriber(segmenting, **callbacks) as transcriber, Microphone(transcriber) as microphone:
-        sounddevice.play(sound)
+        sounddevice.play(sound[8000:9600])
+        sounddevice.play(sound[9600:11_200], input_overflow=True)
+        sounddevice.play(sound[11_200:])
         sounddevice.end()
         assert not microphone.is_active
-    assert [str(error) for error in errors] == ["the microphone has stopped: is it connected?"]
-    assert isinstance(errors[0], MicrophoneError)
+    first, lost, last = errors
+    assert [type(error) for error in errors] == [MicrophoneError, AudioOverflowError, MicrophoneError]
+    assert str(first) == "lost 0.10 s of audio from the microphone: samples contain NaN or infinity"
+    assert "the audio system dropped it" in str(lost)
+    assert str(last) == "the microphone has stopped: is it connected?"
+    assert (microphone.num_overflows, microphone.lost_s) == (2, pytest.approx(0.1))
     assert finals == segments_of(segmenting, sound)
 
 
@@ -159,15 +140,25 @@ def test_what_is_not_installed_is_named(segmenting, monkeypatch, error, message)
         Microphone(transcriber)
 
 
-def test_a_device_that_is_not_there_or_not_in_use(segmenting, sounddevice):
+def test_a_device_that_is_not_there_not_in_use_or_does_not_start(segmenting, sounddevice):
+    def refuse():
+        raise sounddevice.PortAudioError("Device unavailable")
+
+    closed, sounddevice.on_start = [], refuse
     with Transcriber(segmenting) as transcriber:
         microphone = Microphone(transcriber)
         assert not microphone.is_active
-        microphone.close()
+        sounddevice.stream.close = lambda: closed.append(True)
+        with pytest.raises(MicrophoneError, match="Device unavailable"), microphone:
+            pass
+        assert closed
         microphone.close()
         with pytest.raises(MicrophoneError, match="closed"):
             microphone.start()
     with Transcriber(segmenting) as transcriber:
+        for block_s in (0, 1.5, float("nan")):
+            with pytest.raises(ValueError, match="block_s"):
+                Microphone(transcriber, block_s=block_s)
         with pytest.raises(MicrophoneError, match="No input device matching 0"):
             Microphone(transcriber, device=0)
         sounddevice.devices = sounddevice.devices[:1]
@@ -175,48 +166,31 @@ def test_a_device_that_is_not_there_or_not_in_use(segmenting, sounddevice):
             Microphone(transcriber)
 
 
-def test_a_device_that_does_not_start_is_released(segmenting, sounddevice):
-    def refuse():
-        raise sounddevice.PortAudioError("Device unavailable")
-
-    closed = []
-    sounddevice.on_start = refuse
-    with Transcriber(segmenting) as transcriber:
-        microphone = Microphone(transcriber)
-        sounddevice.stream.close = lambda: closed.append(True)
-        with pytest.raises(MicrophoneError, match="Device unavailable"), microphone:
-            pass
-    assert closed
-
-
-@pytest.mark.parametrize("block_s", [0, 1.5, float("nan")])
-def test_bad_block_length(segmenting, sounddevice, block_s):
-    with Transcriber(segmenting) as transcriber, pytest.raises(ValueError, match="block_s"):
-        Microphone(transcriber, block_s=block_s)
-
-
 def listen(bundle, *arguments):
     return cli.main(["listen", "--model", str(bundle.path), "--chunk-size", "8", *arguments])
 
 
 @pytest.fixture
-def spoken(sounddevice, sound):
-    """Play speech as soon as the microphone is open, then press Ctrl-C."""
+def speech(sounddevice, sound):
+    """Return a function that plays speech as soon as the microphone is open, then ends it, by default with Ctrl-C."""
 
-    def speak():
-        sounddevice.play(sound)
-        _thread.interrupt_main()
+    def start(end=_thread.interrupt_main, **settings):
+        def speak():
+            sounddevice.play(sound, **settings)
+            end()
 
-    sounddevice.on_start = lambda: threading.Thread(target=speak).start()
-    return sound
+        sounddevice.on_start = lambda: threading.Thread(target=speak).start()
+
+    return start
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", [name for name, each in FORMATS.items() if each.segment])
-def test_listen_until_ctrl_c_to_the_last_word(bundle, spoken, sounddevice, capsys, form):
+def test_listen_until_ctrl_c_to_the_last_word(bundle, model, speech, sound, sounddevice, capsys, form):
+    speech()
     assert listen(bundle, "--device", "1", "-f", form) == 0
     options = DecodingOptions(chunk_size=8, endpoint=EndpointConfig())
-    expected = segments_of(Recognizer.from_pretrained(bundle.path, options=options), spoken)
+    expected = segments_of(Recognizer(bundle, model, options), sound)
     out, err = capsys.readouterr()
     assert expected
     written = FORMATS[form]
@@ -228,12 +202,14 @@ def test_listen_until_ctrl_c_to_the_last_word(bundle, spoken, sounddevice, capsy
 
 
 @pytest.mark.slow
-def test_listen_says_each_phrase_when_it_is_certain(bundle, spoken, sounddevice, capsys, tmp_path):
+def test_listen_says_each_phrase_when_it_is_certain(bundle, speech, capsys, tmp_path):
     letters = [symbol.strip("▁") for symbol in bundle.tokens if symbol.strip("▁").isalpha()]
     (tmp_path / "grammar.txt").write_text("\n".join([*letters, "[unk]"]), encoding="utf-8")
+    speech()
     # A second pass could revise phrases.
-    options = ["--grammar", str(tmp_path / "grammar.txt"), "--search", "ctc_prefix_beam"]
-    assert listen(bundle, "-f", "events", *options) == 0
+    assert (
+        listen(bundle, "-f", "events", "--grammar", str(tmp_path / "grammar.txt"), "--search", "ctc_prefix_beam") == 0
+    )
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     said = [(event["segment"], event["phrase"]) for event in events if event["type"] == "phrase"]
     ends = [event for event in events if event["type"] == "segment"]
@@ -242,22 +218,13 @@ def test_listen_says_each_phrase_when_it_is_certain(bundle, spoken, sounddevice,
     assert events[-1] is ends[-1]
 
 
-def test_listen_goes_on_after_loss_and_ends_when_the_microphone_goes(bundle, sounddevice, sound, capsys):
-    def speak():
-        sounddevice.play(sound, input_overflow=True)
-        _thread.interrupt_main()
-
-    sounddevice.on_start = lambda: threading.Thread(target=speak).start()
+def test_listen_goes_on_after_loss_and_ends_when_the_microphone_goes(bundle, sounddevice, speech, capsys):
+    speech(input_overflow=True)
     assert listen(bundle) == 0
     out, err = capsys.readouterr()
     assert out
     assert "u2moe: error: lost audio from the microphone: the audio system dropped it" in err
-
-    def speak_and_go():
-        sounddevice.play(sound)
-        sounddevice.end()
-
-    sounddevice.on_start = lambda: threading.Thread(target=speak_and_go).start()
+    speech(sounddevice.end)
     assert listen(bundle) == 1
     assert capsys.readouterr().err.splitlines()[-1] == "u2moe: error: the microphone has stopped: is it connected?"
     assert listen(bundle, "--device", "list") == 0

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from u2moe.export import SherpaOptions
+from u2moe.quantize import Goal
 from u2moe.runtime import (
     DecodingOptions,
     EndpointConfig,
@@ -26,7 +27,7 @@ from u2moe.runtime.language.model import FusionWeights
 
 KINDS = (
     DecodingOptions, RescoringWeights, EndpointConfig, EndpointRule, FusionWeights, SubtitleOptions, VadOptions,
-    TrainingOptions, ListOptions, CorpusOptions, FeatureConfig, Calibration, TextFormat, SherpaOptions,
+    TrainingOptions, ListOptions, CorpusOptions, FeatureConfig, Calibration, TextFormat, SherpaOptions, Goal,
 )  # fmt: skip
 NO_NUMBERS = [math.nan, math.inf, -math.inf, True, np.True_, "3", 10**400, [1], 1j]
 NO_INTEGERS = [*NO_NUMBERS, 2.5, 2.0, -2, 10**9, np.float32(2)]
@@ -47,23 +48,16 @@ def test_messages_name_the_option_what_was_found_and_what_was_expected(options, 
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in options_of(kind)])
-def test_what_is_of_another_type_is_refused_by_name(kind, name):
+def test_what_is_of_another_type_beyond_a_limit_or_no_choice_is_refused_by_name(kind, name):
     declared = options_of(kind)[name]
     wrong = {"integer": NO_INTEGERS, "number": NO_NUMBERS, "flag": [0, 1.0, "yes"]}.get(declared.kind, [3.5])
-    for value in wrong if declared.may_be_none else [*wrong, None]:
-        with pytest.raises(ValueError, match=f"{name} must be"):
-            kind(**{name: value})
-
-
-@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in options_of(kind)])
-def test_what_is_beyond_a_limit_or_no_choice_is_refused_by_name(kind, name):
-    declared = options_of(kind)[name]
     below, above = (lambda limit: limit - 1, lambda limit: limit + 1)
     if declared.kind == "number":
         below, above = (lambda limit: math.nextafter(limit, -math.inf), lambda limit: math.nextafter(limit, math.inf))
     limits = [(declared.above, float), (declared.least, below), (declared.most, above)]
     beyond = [step(limit) for limit, step in limits if limit is not None]
-    for value in ["none of them"] if declared.choices else beyond:
+    others = [*([] if declared.may_be_none else [None]), *(["none of them"] if declared.choices else beyond)]
+    for value in (*wrong, *others):
         with pytest.raises(ValueError, match=f"{name} must be"):
             kind(**{name: value})
 

@@ -10,12 +10,10 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "toys"))
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from conformance import COMPUTED, FOLDER
+from conformance import COMPUTED, FOLDER, load
 from fbanks import CONFIGS, WENET
 from language_models import random_arpa
 from searches import HOTWORDS, SYMBOLS, random_frames
-from test_writing import EXAMPLES
 
 WORDS = ("A", "B", "CA", "CAB", "AB", "中", "BAC", "D")
 SILENT = {"must_contain_nonsilence": True, "min_trailing_silence": 0.3, "min_utterance_length": 0.0}
@@ -174,19 +172,9 @@ def rescorings():
 
 
 def writings():
-    """Return the examples of tests/test_writing.py in capitals, and number words in random order."""
-    random = np.random.default_rng(5)
-    words = [word for each in EXAMPLES for word in each.split()]
-    texts = [each.upper() for each in EXAMPLES]
-    texts += [" ".join(random.choice(words, 9).tolist()).upper() for _ in range(30)]
-    texts += [
-        "NINE THOUSAND NINE HUNDRED", "A HUNDREDTH OF A SECOND", "ONE TENTH", "AROUND TEN THIRTY WE LEFT",
-        "A HUNDRED TIMES", "FIVE HUNDRED AND", "DECEMBER TWENTY FIVE", "MAY FIFTH", "FIVE O'CLOCK", "ONE DOLLAR",
-        "THREE MILLION", "ZERO POINT FIVE",
-    ]  # fmt: skip
-    texts += ["I'm HERE at ten thirty", "MARCH SECOND IN NEW YORK'S MAY", "ÜBER LONDON'S ELEVEN", "中 TEN", "two  tens"]
-    cases = [{"name": str(number), "text": text, "has_words": number % 5 > 0} for number, text in enumerate(texts)]
-    return {"cases": cases}
+    """Return the texts of written.json, without results. To test another text, add a case with it to the file."""
+    names = ("name", "text", "has_words")
+    return {"cases": [{name: case[name] for name in names} for case in load("written")["cases"]]}
 
 
 def recordings():
