@@ -11,10 +11,8 @@ from u2moe.runtime.decoding.context import DEFAULT_WEIGHT, ContextGraph, parse_h
 from u2moe.runtime.decoding.ctc import PrefixBeamSearch, ctc_prefix_beam_search
 from u2moe.runtime.text.vocabulary import TextConfig, Vocabulary
 
-BPE = Vocabulary(
-    ["<blank>", "<unk>", "\u2581", "\u2581C", "\u2581CAT", "AT", "A", "T", "S", "C", "\u2581A", "B", "\u2581B", "<s>"],
-    TextConfig(tokenizer="bpe"),
-)
+PIECES = "<blank> <unk> \u2581 \u2581C \u2581CAT AT A T S C \u2581A B \u2581B <s>"
+BPE = Vocabulary(PIECES.split(), TextConfig(tokenizer="bpe"))
 CHAR = Vocabulary(["<blank>", "<unk>", "\u2581", "A", "B", "C", "\u4e00", "\u4e01", "\u4e02", "<s>"], TextConfig())
 
 
@@ -32,59 +30,38 @@ def growing_score(graph, tokens):
     return scores
 
 
-@pytest.mark.parametrize("spelling", [
-    ("\u2581CAT",), ("\u2581C", "AT"), ("\u2581C", "A", "T"), ("\u2581", "C", "AT"), ("\u2581", "\u2581CAT"), "CAT",
+@pytest.mark.parametrize(("vocabulary", "hotwords", "spelling", "score"), [
+    *((BPE, [("cat", 2.0)], spelling, 2.0) for spelling in (  # one token in its shortest spelling
+        "\u2581CAT", "\u2581C AT", "\u2581C A T", "\u2581 C AT", "\u2581 \u2581CAT", "C A T")),
+    *((BPE, [("CAT", 3.0)], spelling, 3.0 * count) for spelling, count in (
+        ("\u2581CAT S", 0), ("\u2581B C AT", 0), ("\u2581C A", 0), ("\u2581CAT \u2581A", 1), ("\u2581CAT \u2581CAT", 2),
+        ("\u2581CAT S \u2581C AT", 1), ("\u2581CAT <unk>", 0), ("<unk> C AT", 0), ("<unk> \u2581CAT", 1), ("", 0))),
+    *((CHAR, [("\u4e00\u4e01", 1.0)], spelling, score) for spelling, score in (
+        ("\u4e02 \u4e00 \u4e01 \u4e02", 2.0), ("\u4e00 \u2581 \u4e01", 2.0), ("A \u4e00 \u4e01 B", 2.0),
+        ("\u4e00 A \u4e01", 0.0))),
+    (CHAR, [("\u4e00 ab", 1.0)], "\u4e00 A B", 3.0),
+    (BPE, ["CAB"], "\u2581C A B", 3 * DEFAULT_WEIGHT),
+    (BPE, [("cat", 1.0), ("CAT", 4.0), ("Cat", 2.0)], "\u2581CAT", 4.0),
+    *((BPE, {"cat": 4.0, "cab": np.float32(0.5)}, spelling, score) for spelling, score in (
+        ("\u2581CAT", 4.0), ("\u2581C A B", 3 * 0.5))),
 ])  # fmt: skip
-def test_every_spelling_of_a_word_earns_the_same(spelling):
-    graph = ContextGraph([("cat", 2.0)], BPE)
-    assert graph.score(ids(BPE, *spelling)) == 2.0  # one token in its shortest spelling
+def test_a_hotword_earns_its_weight_per_token_in_any_spelling(vocabulary, hotwords, spelling, score):
+    assert ContextGraph(hotwords, vocabulary).score(ids(vocabulary, *spelling.split())) == score
 
 
-@pytest.mark.parametrize(("spelling", "count"), [
-    (("\u2581CAT", "S"), 0),
-    (("\u2581B", "C", "AT"), 0),
-    (("\u2581C", "A"), 0),
-    (("\u2581CAT", "\u2581A"), 1),
-    (("\u2581CAT", "\u2581CAT"), 2),
-    (("\u2581CAT", "S", "\u2581C", "AT"), 1),
-    (("\u2581CAT", "<unk>"), 0),
-    (("<unk>", "C", "AT"), 0),
-    (("<unk>", "\u2581CAT"), 1),
-    ((), 0),
+@pytest.mark.parametrize(("vocabulary", "hotwords", "spelling", "scores"), [
+    *((BPE, [("CAB", 2.0)], spelling, scores) for spelling, scores in (
+        ("\u2581C A B \u2581A \u2581C \u2581", [2, 4, 6, 6, 8, 6]),
+        ("\u2581C A B S", [2, 4, 6, 0]))),
+    # the suffix of a broken match goes on
+    (CHAR, [("A B A C", 1.0), ("B A A", 1.0)], "A \u2581 B \u2581 A \u2581 A", [1, 1, 2, 2, 3, 3, 3]),
+    # a phrase that begins another leaves it open
+    *((CHAR, [("A B", 1.0), ("A B C", 1.0)][::order], "A \u2581 B \u2581 C \u2581", [1, 1, 2, 4, 5, 5])
+      for order in (1, -1)),
 ])  # fmt: skip
-def test_a_word_counts_only_as_a_whole_word(spelling, count):
-    assert ContextGraph([("CAT", 3.0)], BPE).score(ids(BPE, *spelling)) == 3.0 * count
-
-
-def test_a_broken_match_is_paid_back_and_its_suffix_goes_on():
-    graph = ContextGraph([("CAB", 2.0)], BPE)  # C A B: 6.0
-    bonus = 6.0
-    assert growing_score(graph, ids(BPE, "\u2581C", "A", "B", "\u2581A", "\u2581C", "\u2581")) == pytest.approx(
-        [bonus / 3, bonus * 2 / 3, bonus, bonus, bonus + bonus / 3, bonus]
-    )
-    assert growing_score(graph, ids(BPE, "\u2581C", "A", "B", "S")) == pytest.approx([2.0, 4.0, 6.0, 0.0])
-    assert graph.score(ids(BPE, "\u2581C", "A")) == 0.0
-    graph = ContextGraph([("A B A C", 1.0), ("B A A", 1.0)], CHAR)
-    text = ids(CHAR, "A", "\u2581", "B", "\u2581", "A", "\u2581", "A")
-    assert growing_score(graph, text)[-1] == 3.0
-    assert graph.score(text) == 3.0
-
-
-def test_weights_and_phrases_without_spaces_or_pieces():
-    graph = ContextGraph([("\u4e00\u4e01", 1.0)], CHAR)
-    assert graph.score(ids(CHAR, "\u4e02", "\u4e00", "\u4e01", "\u4e02")) == 2.0
-    assert graph.score(ids(CHAR, "\u4e00", "\u2581", "\u4e01")) == 2.0
-    assert graph.score(ids(CHAR, "A", "\u4e00", "\u4e01", "B")) == 2.0
-    assert graph.score(ids(CHAR, "\u4e00", "A", "\u4e01")) == 0.0
-    assert ContextGraph([("\u4e00 ab", 1.0)], CHAR).score(ids(CHAR, "\u4e00", "A", "B")) == 3.0
-    assert ContextGraph(["CAB"], BPE).score(ids(BPE, "\u2581C", "A", "B")) == 3 * DEFAULT_WEIGHT
-    assert ContextGraph([("cat", 1.0), ("CAT", 4.0), ("Cat", 2.0)], BPE).score(ids(BPE, "\u2581CAT")) == 4.0
-    mapping = ContextGraph({"cat": 4.0, "cab": np.float32(0.5)}, BPE)
-    assert mapping.score(ids(BPE, "\u2581CAT")) == 4.0
-    assert mapping.score(ids(BPE, "\u2581C", "A", "B")) == 3 * 0.5
-    vocabulary = Vocabulary(["<blank>", "\u2581AB", "BA"], TextConfig(tokenizer="bpe"))
-    with pytest.raises(ValueError, match="hotword 'BAB': the vocabulary cannot spell 'BAB'"):
-        ContextGraph(["BAB"], vocabulary)
+def test_a_match_earns_shares_and_pays_them_back_if_it_breaks(vocabulary, hotwords, spelling, scores):
+    graph = ContextGraph(hotwords, vocabulary)
+    assert growing_score(graph, ids(vocabulary, *spelling.split())) == pytest.approx(scores)
 
 
 @pytest.mark.parametrize(("hotwords", "message"), [
@@ -99,22 +76,27 @@ def test_weights_and_phrases_without_spaces_or_pieces():
     (b"CAT", "hotwords must be a list of phrases, or a mapping from phrases to weights, got b'CAT'"),
     ([], "hotwords are empty"),
     ("CAT", "must be a list of phrases"),
+    (["BAB"], "hotword 'BAB': the vocabulary cannot spell 'BAB'"),
 ])  # fmt: skip
 def test_hotwords_that_cannot_be(hotwords, message):
+    pieces = Vocabulary(["<blank>", "\u2581AB", "BA"], TextConfig(tokenizer="bpe"))
     with pytest.raises(ValueError, match=message):
-        ContextGraph(hotwords, BPE)
+        ContextGraph(hotwords, pieces if hotwords == ["BAB"] else BPE)
 
 
 def words_of(vocabulary, tokens):
     """Return words, computed only with string operations."""
     text = "".join("\0" if vocabulary.symbols[token].startswith("<") else vocabulary.symbols[token] for token in tokens)
+    return words_of_text(text.replace("\u2581", " "))
+
+
+def words_of_text(text):
     for character in "\u4e00\u4e01\u4e02":
         text = text.replace(character, f" {character} ")
-    return text.replace("\u2581", " ").split(" ")
+    return text.split()
 
 
 def occurrences(words, phrase):
-    words = [word for word in words if word]
     return sum(words[i : i + len(phrase)] == phrase for i in range(len(words) - len(phrase) + 1))
 
 
@@ -122,38 +104,18 @@ def occurrences(words, phrase):
 @given(data=st.data())
 def test_the_bonus_is_the_sum_over_all_occurrences(vocabulary, data):
     letters = "ABC" if vocabulary is BPE else "AB\u4e00\u4e01"
-    phrases = data.draw(
-        st.lists(st.lists(st.text(letters, min_size=1, max_size=3), min_size=1, max_size=3), min_size=1, max_size=5)
-    )
+    words = st.lists(st.text(letters, min_size=1, max_size=3), min_size=1, max_size=3)
+    phrases = data.draw(st.lists(words, min_size=1, max_size=5))
     tokens = data.draw(st.lists(st.integers(1, len(vocabulary) - 1), max_size=30))
-    weighted = {tuple(words_of_phrase(phrase)): 1.0 + i for i, phrase in enumerate(phrases)}
+    weighted = {tuple(words_of_text(" ".join(phrase))): 1.0 + i for i, phrase in enumerate(phrases)}
     graph = ContextGraph([(" ".join(words), weight) for words, weight in weighted.items()], vocabulary)
-    words = words_of(vocabulary, tokens)
-    expected = 0.0
+    said, expected = words_of(vocabulary, tokens), 0.0
     for phrase, weight in weighted.items():
-        shortest = ContextGraph([(" ".join(phrase), weight)], vocabulary)
-        bonus = shortest.score([token for word in phrase for token in spell(vocabulary, word)])
-        expected += bonus / occurrences(list(phrase), list(phrase)) * occurrences(words, list(phrase))
+        letters = [token for word in phrase for token in ids(vocabulary, "\u2581", *word)]
+        bonus = ContextGraph([(" ".join(phrase), weight)], vocabulary).score(letters)
+        expected += bonus / occurrences(list(phrase), list(phrase)) * occurrences(said, list(phrase))
     assert graph.score(tokens) == pytest.approx(expected)
     assert all(score >= 0 for score in growing_score(graph, tokens))
-
-
-def words_of_phrase(phrase):
-    for character in "\u4e00\u4e01":
-        phrase = [word.replace(character, f" {character} ") for word in phrase]
-    return " ".join(phrase).split()
-
-
-def spell(vocabulary, word):
-    return ids(vocabulary, "\u2581", *word)
-
-
-@pytest.mark.parametrize("order", [1, -1])
-def test_a_phrase_that_begins_another_leaves_it_open(order):
-    graph = ContextGraph([("A B", 1.0), ("A B C", 1.0)][::order], CHAR)  # worth 2 and 3
-    text = ids(CHAR, "A", "\u2581", "B", "\u2581", "C")
-    assert growing_score(graph, text) == pytest.approx([1.0, 1.0, 2.0, 4.0, 5.0])
-    assert growing_score(graph, [*text, *ids(CHAR, "\u2581")])[-1] == 5.0
 
 
 def test_hotwords_are_parsed_and_moves_forgotten_not_hoarded(monkeypatch):
@@ -161,12 +123,11 @@ def test_hotwords_are_parsed_and_moves_forgotten_not_hoarded(monkeypatch):
     assert parse_hotwords(content) == ["ANNA", ("BORIS KARLOFF", 3.5), ("\u4e00\u4e01", 2.0)]
     with pytest.raises(ValueError, match="line 2: weight must be a number, got 'x'"):
         parse_hotwords("A\nB :x\n")
+    tokens = [*list(range(1, len(BPE))) * 3, *ids(BPE, "\u2581CAT")]
+    expected = ContextGraph(["CAT"], BPE).score(tokens)
     monkeypatch.setattr("u2moe.runtime.decoding.context._MAX_MOVES", 3)
     graph = ContextGraph(["CAT"], BPE)
-    tokens = list(range(1, len(BPE))) * 3
-    assert graph.score([*tokens, *ids(BPE, "\u2581CAT")]) == ContextGraph(["CAT"], BPE).score(
-        [*tokens, *ids(BPE, "\u2581CAT")]
-    )
+    assert graph.score(tokens) == expected
     assert len(graph._moves) <= 3
 
 
@@ -221,22 +182,6 @@ def test_portions_do_not_matter(seed, size):
         search.hypotheses()
     search.finish()
     assert search.hypotheses() == ctc_prefix_beam_search(log_probs, 5, context=graph)
-
-
-def test_a_name_that_would_be_missed_is_found():
-    """B is slightly more likely than C: "BAT" wins unless CAT is a hotword."""
-    wanted = ids(BPE, "\u2581C", "AT")
-    log_probs = np.full((6, len(BPE)), -12.0, np.float32)
-    log_probs[[0, 2, 4, 5], 0] = 0.0
-    log_probs[1, wanted[0]], log_probs[1, ids(BPE, "\u2581B")[0]] = np.log(0.3), np.log(0.7)
-    log_probs[3, wanted[1]] = 0.0
-    assert BPE.text(ctc_prefix_beam_search(log_probs, 4)[0].tokens) == "BAT"
-    best = ctc_prefix_beam_search(log_probs, 4, context=ContextGraph(["CAT"], BPE))[0]
-    assert BPE.text(best.tokens) == "CAT"
-    assert best.context_score == DEFAULT_WEIGHT
-    assert best.score == pytest.approx(np.log(0.3) + DEFAULT_WEIGHT, abs=1e-3)
-    longer = ctc_prefix_beam_search(log_probs, 4, context=ContextGraph([("CATS", 5.0)], BPE))[0]
-    assert BPE.text(longer.tokens) == "BAT"  # what only begins like a hotword gains nothing
 
 
 @given(st.integers(0, 10_000))

@@ -43,23 +43,19 @@ def extreme_rows(shape):
     return x
 
 
-def assert_exact(found, expected):
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
-
-
 @pytest.mark.parametrize("kind", [None, "relu"])
-@pytest.mark.parametrize("num_tokens", [1, 2, 17])
-def test_largest_rows(kind, num_tokens, session_of):
+def test_largest_rows(kind, session_of):
     integers, scale = int8_columns(extreme_weights(DIM))
-    x = extreme_rows((1, num_tokens, DIM))
-    x = np.abs(x) if kind else x
     session = session_of([INT8.rows(kind), INT8.product_of_rows()], {"x": 3}, {"weight": integers, "scale": scale})
-    assert_exact(session.run(None, {"x": x})[0], x.astype(float) @ integers * scale)
+    for num_tokens in (1, 2, 17):
+        x = extreme_rows((1, num_tokens, DIM))
+        x = np.abs(x) if kind else x
+        expected = x.astype(float) @ integers * scale
+        np.testing.assert_allclose(session.run(None, {"x": x})[0], expected, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", CONVERSIONS)
-@pytest.mark.parametrize("num_tokens", [1, 9])
-def test_largest_tokens_and_hidden_activations(num_tokens, kind, session_of):
+def test_largest_tokens_and_hidden_activations(kind, session_of):
     """All hidden units of an expert are the same, and so are their integers."""
     made = conversion(kind, 16)
     size = made.block_size
@@ -72,22 +68,21 @@ def test_largest_tokens_and_hidden_activations(num_tokens, kind, session_of):
         parts |= zip(made.names(name, bias=False), stored, strict=True)
     initial = {name: parts[name.partition("_")[2]] for name in made.names_of_experts(mixture)}
     initial = {"gate": np.zeros((DIM, 2), np.float32), **initial}
-    x = np.ones((1, num_tokens, DIM), np.float32)
-    expected = x.astype(float) @ restored["w1"] @ restored["w2"]
-    found = session_of([made.mixture(mixture, DIM, 24)], {"x": 3}, initial).run(None, {"x": x})[0]
-    # blocks of onnxruntime's 4-bit kernel have scales in float16
-    np.testing.assert_allclose(found, expected, atol=(1e-3 if size else 1e-5) * np.abs(expected).max())
+    session = session_of([made.mixture(mixture, DIM, 24)], {"x": 3}, initial)
+    for num_tokens in (1, 9):
+        x = np.ones((1, num_tokens, DIM), np.float32)
+        expected = x.astype(float) @ restored["w1"] @ restored["w2"]
+        # blocks of onnxruntime's 4-bit kernel have scales in float16
+        limit = (1e-3 if size else 1e-5) * np.abs(expected).max()
+        np.testing.assert_allclose(session.run(None, {"x": x})[0], expected, atol=limit)
 
 
 @pytest.mark.skipif(SATURATES not in os.environ, reason="needs a processor whose pairs saturate")
 def test_a_processor_whose_pairs_saturate_gets_larger_weights_wrong(session_of):
     """The other tests would detect this, which shows that they are meaningful there."""
-    integers = np.full((DIM, DIM), 127, np.int8)
-    x = np.ones((1, 3, DIM), np.float32)
-    session = session_of(
-        [INT8.rows(), INT8.product_of_rows()], {"x": 3}, {"weight": integers, "scale": np.ones(DIM, "f4")}
-    )
-    assert not np.allclose(session.run(None, {"x": x})[0], DIM * 127)
+    weights = {"weight": np.full((DIM, DIM), 127, np.int8), "scale": np.ones(DIM, "f4")}
+    session = session_of([INT8.rows(), INT8.product_of_rows()], {"x": 3}, weights)
+    assert not np.allclose(session.run(None, {"x": np.ones((1, 3, DIM), np.float32)})[0], DIM * 127)
 
 
 @pytest.mark.endurance
@@ -97,4 +92,4 @@ def test_the_same_on_a_processor_without_vnni():
     command = [EMULATOR, "-cpu", "Haswell-noTSX", sys.executable, "-m", "pytest", *options, __file__]
     found = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, SATURATES: "1"})
     assert found.returncode == 0, found.stdout + found.stderr
-    assert "11 passed" in found.stdout
+    assert "5 passed" in found.stdout

@@ -102,9 +102,8 @@ def segments(draw):
         for _ in range(draw(st.integers(1, 40))):
             start = time + draw(st.sampled_from([0.0, 0.0, 0.1, 0.7, 3.0]))
             time = start + draw(st.sampled_from([0.0, 0.04, 0.3, 0.9, 9.0]))
-            words.append(
-                (draw(st.text("AB\u4e00&", min_size=1, max_size=draw(st.sampled_from([3, 9, 60])))), start, time)
-            )
+            text = draw(st.text("AB\u4e00&", min_size=1, max_size=draw(st.sampled_from([3, 9, 60]))))
+            words.append((text, start, time))
         result.append(segment(*words))
     return result
 

@@ -1,17 +1,17 @@
-"""Silence around sources that begin or end within a sound."""
+"""Silence around sources that begin or end within a sound, and the windows and pauses of long recordings."""
 
 import dataclasses
 import threading
 
 import numpy as np
 import pytest
-from feeding import CHUNKED, RATE, feed
+from feeding import CHUNKED, RATE, RULES, check_segments, feed
 from hypothesis import given
 from hypothesis import strategies as st
 from manifests import with_decoding
 from tones import say, toy_recognizer
 
-from u2moe.runtime import Bundle, DecodingOptions
+from u2moe.runtime import Bundle, DecodingOptions, EndpointConfig, EndpointRule
 from u2moe.runtime.audio.padding import Padding, padded
 from u2moe.runtime.bundle.manifest import FeatureConfig
 from u2moe.runtime.decoding.language_model_weights import EncodedRecordings
@@ -87,8 +87,7 @@ def test_times_stay_within_the_source_and_weights_are_found_with_its_padding(rec
             assert all(0 <= time <= transcript.duration for time in segment.times)
     bundle, model = recognizer.bundle, recognizer.model
     manifest = with_decoding(bundle.manifest, padding_s=PADDING_S)
-    encoded = EncodedRecordings(Bundle(bundle.path, manifest, bundle.tokens), model)
-    samples = np.resize(LOUD, RATE)
+    encoded, samples = EncodedRecordings(Bundle(bundle.path, manifest, bundle.tokens), model), np.resize(LOUD, RATE)
     encoded.add("A", samples)
     expected = model.encode(fbank(np.pad(samples, NUM), manifest.features))
     assert np.array_equal(encoded.recordings[0].encoder_out, expected)
@@ -134,3 +133,89 @@ def test_silence_comes_anew_after_a_reset(toy):
         results.append(stream.take_segments())
         stream.reset()
     assert results[0] == results[1] == feed(toy, samples, [], with_padding(CHUNKED))
+
+
+@pytest.fixture
+def short_windows(monkeypatch):
+    """Recordings of more than four seconds count as long."""
+    monkeypatch.setattr("u2moe.runtime.decoding.stream_state.LONGEST_WINDOW_S", 4.0)
+
+
+PAUSES = [0.3, 0.2, 0.6, 0.2, 1.1, 0.3]
+
+
+def heard(toy, samples, **endpoint):
+    return toy.transcribe(samples, options=DecodingOptions(endpoint=EndpointConfig(**endpoint)))
+
+
+def test_a_recording_that_fits_one_window_is_encoded_whole(toy):
+    samples, _ = say("ABCDAB", PAUSES)
+    transcript = heard(toy, samples)
+    assert [segment.text for segment in transcript.segments] == [transcript.text] == ["A B C D A B"]
+    assert toy.model.session.durations == pytest.approx([len(samples) / RATE], abs=0.08)
+
+
+@pytest.mark.usefixtures("short_windows")
+def test_silence_around_a_recording_makes_it_no_long_one(toy):
+    """3.9 s that begin and end within a sound, with pauses at which a long recording would be cut."""
+    samples, starts = say("ABC", [0.3, 1.0, 1.0], tone_s=0.7)
+    samples = samples[round((starts[0] + 0.1) * RATE) : round((starts[-1] + 0.6) * RATE)]
+    assert 3.8 < len(samples) / RATE < 4.0
+    options = DecodingOptions(endpoint=EndpointConfig(), padding_s=1.0)
+    assert toy.transcribe(samples, options=options).text == "A B C"
+    assert toy.model.session.durations == pytest.approx([len(samples) / RATE + 2], abs=0.08)
+
+
+@pytest.mark.usefixtures("short_windows")
+@pytest.mark.parametrize(("pause", "num_segments"), [(0.4, 3), (0.9, 2)])
+def test_full_context_ends_amid_pauses(toy, pause, num_segments):
+    """In a long recording, words after a pause are encoded without the words before it."""
+    samples, starts = say("ABCDAB", PAUSES)
+    late = EndpointRule(min_utterance_length=20.0)
+    transcript = heard(toy, samples, rule1=None, rule2=None, rule3=late, pause=pause)
+    assert transcript.text == "A B C D A B"
+    check_segments(transcript.segments, transcript.duration)
+    ends = [start - long / 2 for start, long in zip(starts, PAUSES, strict=True) if long > pause and start > 1]
+    assert toy.model.session.durations == pytest.approx(np.diff([0.0, *ends, len(samples) / RATE]), abs=0.08)
+    assert len(transcript.segments) == len(toy.model.session.durations) == num_segments
+
+
+@pytest.mark.usefixtures("short_windows")
+def test_windows_without_pause_are_full_and_what_they_end_amid_is_encoded_again(toy):
+    assert heard(toy, say("ABCDAB", PAUSES)[0], pause=None).text == "A B C D A B"
+    assert toy.model.session.durations[0] == pytest.approx(4.0, abs=0.1)
+    # A word at the end of the window, in an utterance from its second half, is recognised once and in full
+    samples, starts = say("ABCD", [0.9, 2.5, 0.2, 0.2], tone_s=0.4)
+    assert starts[1] + 0.1 < 4.0 < starts[1] + 0.3
+    transcript = toy.transcribe(samples, options=DecodingOptions(endpoint=dataclasses.replace(RULES, pause=None)))
+    assert [segment.text for segment in transcript.segments] == ["A", "B C D"]
+    assert starts[1] <= transcript.segments[1].times[0] <= starts[1] + 0.4
+
+
+@pytest.mark.usefixtures("short_windows")
+@pytest.mark.parametrize("pause", [0.4, None])
+def test_a_pause_in_which_somebody_speaks_quietly_is_none(pause):
+    """A loud speaker and one 50 dB below, whose words are longer than a pause: no word is cut."""
+    loud, _ = say("ABC", [0.3, 0.3, 0.3])
+    quiet, _ = say("DADAD", [0.05] * 5, tone_s=0.7)
+    samples = np.concatenate([loud[: -RATE // 2], 10 ** (-50 / 20) * quiet[: -RATE // 2], loud])
+    transcript = heard(toy_recognizer(threshold=7.0), samples, pause=pause)
+    assert transcript.text == "A B C D A D A D A B C"
+    check_segments(transcript.segments, transcript.duration)
+
+
+@pytest.mark.slow
+def test_a_long_recording_is_cut_at_pauses_alike_in_any_portions(toy):
+    samples, _ = say("ABCD" * 20, [0.3, 0.7, 0.2, 3.0] * 20)
+    options = DecodingOptions(search="ctc_prefix_beam", endpoint=EndpointConfig())
+    expected = toy.transcribe(samples, options=options).segments
+    assert " ".join(segment.text for segment in expected) == " ".join("ABCD" * 20)
+    assert len(expected) == 41  # A, BC, DA, BC, ..., D
+    for size in (1000, 77_777):
+        stream = toy._stream(options, None, None)
+        for start in range(0, len(samples), size):
+            stream.accept_waveform(RATE, samples[start : start + size])
+            toy.decode_streams([stream])
+        stream.input_finished()
+        toy.decode_streams([stream])
+        assert stream.take_segments() == expected

@@ -1,26 +1,31 @@
-"""Replacement of layers by quantization: which layers, what is refused, and what remains."""
+"""Replacement of layers by quantization: which layers and how, what is refused, what remains, and groups of weights."""
 
+import re
 from collections import Counter
 
+import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
 from u2moe.export.random_checkpoint import random_config, write_random_checkpoint
-from u2moe.quantize import recipe
+from u2moe.quantize import inspect_bundle, quantize_bundle, recipe
 from u2moe.quantize.passes import quantize_graph
-from u2moe.runtime import BundleError
+from u2moe.runtime import Bundle, BundleError
+from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.functions import plain_name
-from u2moe.runtime.graph.layers import PLAIN_LAYERS
+from u2moe.runtime.graph import layers
+from u2moe.runtime.graph.activation import ACTIVATIONS
+from u2moe.runtime.graph.builder import GraphBuilder
+from u2moe.runtime.graph.file import group_of, save_graph, with_external
 
 
 @pytest.fixture
 def graph_of(exported):
-    """Return a function from the name of a moe_tiny graph to a new copy of its model."""
     return lambda name: ir.load(exported("moe_tiny") / f"{name}.onnx")
 
 
 def layers_of(model):
-    """Count the calls of each function."""
     return Counter(plain_name(node.op_type) for node in model.graph if node.domain == "u2moe")
 
 
@@ -37,10 +42,10 @@ def test_every_product_is_quantized_once_and_only_ours(graph_of):
     decoder = graph_of("decoder")
     quantize_graph(decoder, recipe("int8"))
     assert not layers_of(decoder).keys() & {"Linear", "Embedding", "FeedForward", "MixtureOfExperts"}
-    model = graph_of("encoder")
-    quantize_graph(model, recipe("int8-experts"))
+    encoder = graph_of("encoder")
+    quantize_graph(encoder, recipe("int8-experts"))
     with pytest.raises(BundleError, match=r"feed_forward.*: Int8MixtureOfExperts is not a float32 layer"):
-        quantize_graph(model, recipe("int8-experts"))
+        quantize_graph(encoder, recipe("int8-experts"))
     model = graph_of("encoder")
     next(node for node in model.graph if node.domain == "u2moe").op_type = "LinearOfTomorrow"
     with pytest.raises(BundleError, match="LinearOfTomorrow is not a float32 layer"):
@@ -52,8 +57,7 @@ def test_every_product_is_quantized_once_and_only_ours(graph_of):
 def test_nothing_is_left_that_nothing_reads(graph_of, name, graph):
     model = graph_of(graph)
     changes = quantize_graph(model, recipe(name)).changes
-    for initializer in model.graph.initializers.values():
-        assert initializer.uses(), initializer.name
+    assert [initializer.name for initializer in model.graph.initializers.values() if not initializer.uses()] == []
     assert {node.op_identifier() for node in model.graph if node.domain == "u2moe"} == model.functions.keys()
     assert changes.keys() <= model.graph.initializers.keys()
 
@@ -71,6 +75,145 @@ def test_nothing_is_left_that_nothing_reads(graph_of, name, graph):
 def test_every_layer_is_a_call(tmp_path, export_quickly, arguments, names):
     write_random_checkpoint(tmp_path / "checkpoint", random_config(**arguments))
     model = ir.load(export_quickly(tmp_path / "checkpoint", tmp_path / "bundle") / "encoder.onnx")
-    assert names | {"Subsampling", "Linear"} <= layers_of(model).keys() <= PLAIN_LAYERS | {"MixtureOfExperts"}
+    assert names | {"Subsampling", "Linear"} <= layers_of(model).keys() <= layers.PLAIN_LAYERS | {"MixtureOfExperts"}
     plain = {node.op_type for node in model.graph if not node.domain}
     assert not plain & {"MatMul", "Conv", "LayerNormalization", "Softmax", "Sigmoid", "Relu", "Erf"}
+
+
+def quantized_graph(build, group="feed_forward"):
+    """Return the numbers of a quantized graph's functions, and its nodes. It has one input x [rows, 8]."""
+    g = GraphBuilder("one")
+    x = ir.val("x", dtype=ir.DataType.FLOAT, shape=("rows", 8))
+    with g.scope("layer", group=group):
+        y = build(g, x)
+    graph = ir.Graph([x], [y], nodes=g.tape.nodes, initializers=g.tape.initializers, opset_imports={"": 18}, name="g")
+    quantize_graph(ir.Model(graph, ir_version=8, functions=list(g.functions.values())), recipe("int8"))
+    return Counter(node.op_type for node in graph if node.domain), list(graph)
+
+
+def weight(g, name, *shape):
+    values = np.random.default_rng(len(name)).standard_normal(shape).astype(np.float32)
+    return g.weight(name, shape, lambda: values)
+
+
+def affine(g, name, *shape, bias=True):
+    return [weight(g, f"{name}.weight", *shape), *([weight(g, f"{name}.bias", shape[1])] if bias else [])]
+
+
+def linear(g, x, name, *, bias=True):
+    return g.call(layers.linear(bias=bias), x, *affine(g, name, 8, 8, bias=bias))[0]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+@pytest.mark.parametrize("gated", [True, False])
+def test_a_feed_forward_layer_stays_one_function(kind, bias, gated):
+    def build(g, x):
+        weights = [*affine(g, "a", 8, 16, bias=bias), *affine(g, "bb", 16, 8, bias=bias)]
+        gate = [weight(g, "ccc", 8, 16)] if gated else []
+        return g.call(layers.feed_forward(kind, bias=bias, gated=gated), x, *gate, *weights)[0]
+
+    found, (node,) = quantized_graph(build)
+    assert found == {"Int8GatedFeedForward" if gated else "Int8FeedForward": 1}
+    assert node.attributes["activation"].as_string() == kind
+    assert len(node.inputs) == (7 if bias else 5) + 2 * gated
+
+
+@pytest.mark.parametrize(("build", "group", "functions"), [
+    (lambda g, x: g.op("Add", linear(g, x, "a"), linear(g, x, "bb", bias=False)), "feed_forward",
+     {"Int8Rows": 1, "Int8MatMul": 1, "Int8MatMul_2": 1}),
+    (lambda g, x: linear(g, linear(g, x, "a"), "bb"), "feed_forward", {"Int8Linear": 2}),
+    (lambda g, x: linear(g, x, "a"), "positions", {"Linear": 1}),
+])  # fmt: skip
+def test_rows_are_quantized_once_and_groups_without_a_name_stay(build, group, functions):
+    assert quantized_graph(build, group)[0] == functions
+
+
+@pytest.mark.parametrize(("kind", "known"), [("relu", "relu"), ("swish", "swish"), ("gelu", ""), ("tanh", "")])
+def test_the_lowest_value_of_an_activation_before_a_product_is_used(kind, known):
+    _, nodes = quantized_graph(lambda g, x: linear(g, g.call(layers.activation_layer(kind), x)[0], "a"))
+    assert next(node for node in nodes if node.op_type == "Int8Linear").attributes["activation"].value == known
+
+
+GATE = re.compile(r"\.feed_forward(_macaron)?\.gate\.")
+SIZES = {"linear_units": 32, "attention_heads": 2, "num_blocks": 1}
+ENCODER = {"output_size": 16, "cnn_module_kernel": 3, **SIZES}
+MIXTURE = {"mlp_type": "moe", "n_expert": 4, "n_expert_activated": 2}
+GATED = {"mlp_type": "gated"}
+
+
+@pytest.fixture(scope="module", params=["gated", "gated-mixture"])
+def float32(request, tmp_path_factory, export_quickly):
+    folder, has_mixtures = tmp_path_factory.mktemp(request.param), request.param == "gated-mixture"
+    config = random_config(
+        decoder="transformer", encoder_conf={**ENCODER, **(MIXTURE if has_mixtures else GATED)},
+        decoder_conf={**SIZES, **GATED}, vocab_size=20, num_mel_bins=20,
+    )  # fmt: skip
+    write_random_checkpoint(folder / "checkpoint", config, seed=0)
+    return has_mixtures, export_quickly(folder / "checkpoint", folder / "bundle")
+
+
+def weights_of(path):
+    models = {graph.name: ir.load(path / graph.file) for graph in Bundle.open(path).manifest.model.graphs()}
+    return [(name, value) for name, model in models.items() for value in model.graph.initializers.values()]
+
+
+def test_a_gate_is_no_router(float32, tmp_path):
+    has_mixtures, path = float32
+    bundle, _ = quantize_bundle(path, tmp_path / "out", recipe("int8"))
+    for folder in (path, bundle.path):
+        assert inspect_bundle(folder)["parameters"].get("routers", 0) == has_mixtures * 2 * 16 * 4
+        gates = [(graph, value) for graph, value in weights_of(folder) if GATE.search(value.name)]
+        encoder = "routers" if has_mixtures else "feed_forward"
+        groups = {(graph, group_of(value)) for graph, value in gates}
+        assert groups == {("encoder", encoder), ("decoder", "feed_forward")}
+    for graph, value in gates:
+        stays = has_mixtures and graph == "encoder"
+        assert value.const_value.dtype in ((ir.DataType.FLOAT,) if stays else (ir.DataType.INT8, ir.DataType.FLOAT))
+        assert value.name.endswith("weight") == stays
+
+
+def test_every_weight_says_its_group_or_is_refused(float32):
+    has_mixtures, path = float32
+    counts = Counter()
+    for _, value in weights_of(path):
+        is_constant = value.name.startswith("const_")
+        assert (contract.GROUP_METADATA in value.metadata_props) == (not is_constant), value.name
+        assert (group_of(value) in contract.WEIGHT_GROUPS) == (not is_constant)
+        counts[group_of(value)] += not is_constant
+    expected = set(contract.WEIGHT_GROUPS) - (set() if has_mixtures else {"experts", "routers"})
+    assert {group for group, count in counts.items() if count} == expected
+    g = GraphBuilder("test")
+    with g.scope("layer"), pytest.raises(ValueError, match=r"weight layer\.w: no enclosing scope has a group"):
+        g.weight("w", (1,), lambda: np.zeros(1, np.float32))
+    with g.scope("layer", group="attention"), g.scope("inner"):
+        assert group_of(g.weight("w", (1,), lambda: np.zeros(1, np.float32))) == "attention"
+
+
+@pytest.mark.slow
+def test_groups_survive_quantization(exported, quantized):
+    before = {value.name: group_of(value) for _, value in weights_of(exported("moe_tiny"))}
+    for _, value in weights_of(quantized("int4-experts").path):
+        stem = re.sub(r"(\.(int8|int4|steps|scale|rows|half))+$", "", value.name)
+        assert group_of(value) == before.get(stem, "other"), value.name
+
+
+def test_the_manifest_says_all_of_weights_beside_the_graph(float32, tmp_path):
+    _, path = float32
+    manifest = Bundle.open(path).manifest
+    for graph in manifest.model.graphs():
+        save_graph(ir.load(path / graph.file), tmp_path / graph.file, limit=0)
+    for file, tensors in with_external(manifest, tmp_path).external.items():
+        model = onnx.load(tmp_path / file, load_external_data=False)
+        stored = {tensor.name: tensor for tensor in model.graph.initializer if tensor.external_data}
+        groups = {value.name: group_of(value) for value in ir.load(tmp_path / file).graph.initializers.values()}
+        assert [tensor.name for tensor in tensors] == list(stored) != []
+        for tensor in tensors:
+            entries = {entry.key: entry.value for entry in stored[tensor.name].external_data}
+            expected = {"location": tensor.file, "offset": str(tensor.offset), "length": str(tensor.length)}
+            assert entries == expected
+            assert list(tensor.shape) == list(stored[tensor.name].dims)
+            assert np.dtype(tensor.type) == onnx.helper.tensor_dtype_to_np_dtype(stored[tensor.name].data_type)
+            assert tensor.group == groups[tensor.name]
+            calls = [node for node in model.graph.node if tensor.name in node.input]
+            assert set(tensor.read_by) == {node.op_type if node.domain == "u2moe" else "" for node in calls}

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+from functools import partial
 from unittest.mock import Mock
 
 import numpy as np
@@ -11,6 +12,14 @@ from feeding import CHUNKED, RATE, TINY, feed
 from tones import say
 
 from u2moe.runtime import ProviderError, StreamError
+
+
+def in_threads(functions):
+    threads = [threading.Thread(target=function) for function in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def test_one_thread_feeds_while_another_decodes(toy):
@@ -33,14 +42,7 @@ def test_one_thread_feeds_while_another_decodes(toy):
 
 def test_two_threads_feed_and_nothing_is_torn(toy):
     stream = toy.create_stream(CHUNKED)
-    feeders = [
-        threading.Thread(target=lambda: [stream.accept_waveform(RATE, np.zeros(160, np.float32)) for _ in range(300)])
-        for _ in range(2)
-    ]
-    for feeder in feeders:
-        feeder.start()
-    for feeder in feeders:
-        feeder.join()
+    in_threads([lambda: [stream.accept_waveform(RATE, np.zeros(160, np.float32)) for _ in range(300)]] * 2)
     stream.input_finished()
     toy.decode_streams([stream])
     assert stream.duration == 6.0
@@ -51,14 +53,11 @@ def test_many_threads_share_a_recogniser(recognizer, sound):
     sounds = [np.roll(sound, 4000 * i) for i in range(4)]
     expected = [recognizer.transcribe(samples, options=TINY) for samples in sounds]
     found = [None] * 4
-    threads = [
-        threading.Thread(target=lambda i=i: found.__setitem__(i, recognizer.transcribe(sounds[i], options=TINY)))
-        for i in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+
+    def transcribe(i):
+        found[i] = recognizer.transcribe(sounds[i], options=TINY)
+
+    in_threads([partial(transcribe, i) for i in range(4)])
     assert found == expected
 
 
@@ -94,7 +93,6 @@ def test_after_a_failure_a_stream_must_be_reset(toy):
 
 
 def test_a_stream_fails_alone_at_every_step(toy, monkeypatch):
-    """Streams decoded together with it have the same results as without it."""
     samples, _ = say("AB", [0.3, 0.3])
     for step in ("advance", "conclude"):
         streams = [toy.create_stream(CHUNKED) for _ in range(5)]

@@ -1,8 +1,7 @@
 """Native operators compared with the functions that they replace, and products with plain numpy. Integer sums are
 exact, so results differ only by the order of float additions. This may round a hidden activation halfway between two
 integers to the other one: a step of 1/127 of the largest in its row. It is rare, depending on the processor; a quarter
-of the rows may have it. test_experts, test_quantized_functions and test_exact_products also compare functions with
-numpy."""
+of the rows may have it. test_experts and test_exact_products also compare functions with numpy."""
 
 import dataclasses
 
