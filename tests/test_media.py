@@ -214,6 +214,22 @@ def test_files_in_a_row_are_read_to_the_last(form, kind, num_channels):
     assert 2 * len(SPEECH) <= len(read_audio(first + second, RATE)) < 2.2 * len(SPEECH)
 
 
+@pytest.mark.parametrize("num_lost", [0, 100])
+@pytest.mark.parametrize("order", [1, -1])
+def test_mp3_files_without_a_stated_length_are_read_to_their_end(order, num_lost, tmp_path):
+    """libsndfile estimates their length from the first frames, which here have the lowest or the highest bit rate."""
+    parts = [np.zeros(2 * RATE, np.float32), np.random.default_rng(1).uniform(-0.5, 0.5, 2 * RATE)]
+    file = tmp_path / "a.mp3"
+    soundfile.write(file, np.concatenate(parts[::order]), RATE, bitrate_mode="VARIABLE")
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b"Xing", bytes(4))[: len(content) - num_lost])
+    assert len(read_audio(file, RATE)) == pytest.approx(4 * RATE, abs=3000)
+    assert len(read_audio(file.read_bytes(), RATE)) == len(read_audio(file, RATE))
+    assert len(read_audio(io.BytesIO(file.read_bytes()), RATE)) == len(read_audio(file, RATE))
+    assert duration_of(file) == 0
+    assert len(read_audio(file, RATE)) - sum(map(len, read_blocks(file, RATE, start=1))) == RATE
+
+
 def test_damaged_packets_and_time_stamps_become_silence_but_not_hours(tmp_path):
     content = bytearray(write_media(tmp_path / "a.m4a", [np.tile(SPEECH, 2)]).read_bytes())
     begin = content.index(b"mdat") + 4

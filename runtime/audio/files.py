@@ -67,7 +67,7 @@ def damage(sound: Sound, num_read: int) -> str | None:
         if int(found) < int(stated) < _UNKNOWN_SIZE:
             return f"contains {found} of the {stated} bytes of audio stated in its header: it is truncated"
     missing_s = (sound.frames - num_read) / sound.samplerate
-    if missing_s > 0.1:  # an MP3 file may be a frame or two shorter
+    if missing_s > 0.1 and sound.frames < UNKNOWN_FRAMES:  # an MP3 file may be a frame or two shorter
         stated_s = sound.frames / sound.samplerate
         return f"contains {stated_s - missing_s:.1f} of the {stated_s:.1f} s stated in its header: it is truncated"
     if sound.format == "OGG" and not _ends_with_last_ogg_page(sound.name):
@@ -88,7 +88,12 @@ def _open(name: str, source: Path | BinaryIO, track: int | None, stack: contextl
             refused = error
         else:
             position = stream.tell()
-            is_chain = sound.format in ("OGG", "MP3") and _is_chain(stream)
+            is_chain = sound.format == "OGG" and _is_ogg_chain(stream)
+            if sound.format == "MP3":
+                if (stated := _stated_in_mp3(stream)) is not None:
+                    is_chain = _continues(stream, *stated)
+                else:
+                    sound = stack.enter_context(soundfile.SoundFile(_unbounded(stream)))
             stream.seek(position)
             # If the file is seekable, soundfile seeks after each read. For MP3, libsndfile then decodes some frames
             # again, which takes nearly twice the time and prints errors to stderr.
@@ -112,23 +117,52 @@ def _open(name: str, source: Path | BinaryIO, track: int | None, stack: contextl
         raise AudioError(f"{name}: cannot be read as audio: {reason}") from error
 
 
-def _is_chain(stream: BinaryIO) -> bool:
-    """Return whether an Ogg or MP3 file is a concatenation of files. libsndfile would read only the first."""
+def _is_ogg_chain(stream: BinaryIO) -> bool:
+    """Return whether an Ogg file is a concatenation of files. libsndfile would read only the first."""
+    stream.seek(1)
+    before, block = b"", stream.read(_LONGEST_HEADER)
+    while block and _OGG_FIRST_PAGE not in before + block:
+        before, block = block[-len(_OGG_FIRST_PAGE) :], stream.read(_LONGEST_HEADER)
+    return bool(block)
+
+
+def _stated_in_mp3(stream: BinaryIO) -> tuple[int, int] | None:
+    """Return the offset of the first MP3 frame and the number of bytes stated in its Xing header; None: no header."""
     stream.seek(0)
     head = stream.read(_LONGEST_HEADER)
-    if head.startswith(b"OggS"):
-        before, block = b"", head[1:]
-        while block and _OGG_FIRST_PAGE not in before + block:
-            before, block = block[-len(_OGG_FIRST_PAGE) :], stream.read(_LONGEST_HEADER)
-        return bool(block)
     for tag in re.finditer(b"Xing|Info", head):
         begin = head.rfind(b"\xff", 0, tag.start())
         flags, _, num_bytes = struct.unpack_from(">III", head + bytes(12), tag.end())
         if flags & 3 == 3 and tag.start() - begin in _XING_PLACES:
-            stream.seek(begin + num_bytes)
-            following = stream.read(3)
-            return following == b"ID3" or following[:2] == head[begin : begin + 2]
-    return False
+            return begin, num_bytes
+    return None
+
+
+def _continues(stream: BinaryIO, begin: int, num_bytes: int) -> bool:
+    """Return whether another MP3 file follows the first one. libsndfile would read only the first."""
+    stream.seek(begin)
+    sync = stream.read(2)
+    stream.seek(begin + num_bytes)
+    following = stream.read(3)
+    return following == b"ID3" or following[:2] == sync
+
+
+def _unbounded(stream: BinaryIO) -> BinaryIO:
+    """Return an MP3 file with a size that no file reaches, so that libsndfile reads it to its end.
+
+    Without a Xing header, libsndfile estimates the length from the size and the bit rate of the first frames, and drops
+    what is beyond the estimate. It also reads the last 128 bytes, which may be a tag. If the last frame is incomplete,
+    zeros follow it, because libsndfile would fail.
+    """
+
+    def read_at(begin: int, length: int) -> bytes:
+        if begin > _UNREACHED_SIZE // 2:
+            return bytes(length)
+        stream.seek(begin)
+        content = stream.read(length)
+        return content and content.ljust(length, b"\0")
+
+    return cast("BinaryIO", FileView(read_at, _UNREACHED_SIZE))
 
 
 def _reason(error: Exception) -> str:
@@ -183,6 +217,9 @@ _STATED_SIZE = re.compile(r"^ *(?:data|SSND|Data Size|Riff size|riff) *: (\d+) \
 """libsndfile's log message about a WAV, AIFF, AU, W64 or RF64 file that is shorter than its header states."""
 _UNKNOWN_SIZE = 0x7FFF0000
 """Lengths of at least this value mean "until the end". Programs that write to pipes use such lengths."""
+_UNREACHED_SIZE = 1 << 50
+UNKNOWN_FRAMES = 1 << 48
+"""A number of frames of at least this value means that the length is unknown."""
 _LONGEST_HEADER = 1 << 20
 _MOST_CHUNKS = 1000
 """Maximum number of chunks of a WAV file before its audio. libsndfile takes 30 s for 20 MB of empty chunks."""

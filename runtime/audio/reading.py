@@ -16,7 +16,7 @@ from typing import IO
 import numpy as np
 
 from u2moe.runtime.audio.arrays import LOUDEST, Resampler, Samples, as_samples
-from u2moe.runtime.audio.files import Sound, damage, name_of, open_audio
+from u2moe.runtime.audio.files import UNKNOWN_FRAMES, Sound, damage, name_of, open_audio
 from u2moe.runtime.audio.media import MediaFile
 from u2moe.runtime.audio.raw import File, RawAudio, RawFile
 from u2moe.runtime.errors import AudioError, AudioWarning, TruncatedAudioError
@@ -163,7 +163,7 @@ def read_audio(
 
 def stated_s(sound: Sound) -> float:
     """Return the duration of an open file in seconds, as stated in its header; 0 if not stated."""
-    return sound.frames / sound.samplerate if 0 < sound.frames < sys.maxsize and sound.samplerate > 0 else 0.0
+    return sound.frames / sound.samplerate if 0 < sound.frames < UNKNOWN_FRAMES and sound.samplerate > 0 else 0.0
 
 
 def duration_of(file: str | os.PathLike[str] | IO[bytes]) -> float:
