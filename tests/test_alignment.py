@@ -50,8 +50,7 @@ def test_it_is_the_best_of_all_alignments(seed, num_frames, tokens, is_impossibl
         assert aligned is None
         return
     path = path_of(aligned, num_frames)
-    assert collapse(path) == tokens
-    assert log_probs[range(num_frames), path].sum() == pytest.approx(max(scores))
+    assert (collapse(path), log_probs[range(num_frames), path].sum()) == (tokens, pytest.approx(max(scores)))
 
 
 @pytest.mark.parametrize("case", OF_TORCHAUDIO, ids=lambda case: str(len(case["path"])))
@@ -134,8 +133,7 @@ def test_what_does_not_fit_is_named_also_in_silence():
     missing = toy_recognizer().align(samples, "A B A B C D")
     assert [word.confidence > 0.9 for word in words_of(missing)] == [True] * 6
     ((start, end),) = missing.unwritten
-    assert start == pytest.approx(starts[2], abs=0.15)
-    assert end == pytest.approx(starts[3] + 0.3, abs=0.15)
+    assert (start, end) == (pytest.approx(starts[2], abs=0.15), pytest.approx(starts[3] + 0.3, abs=0.15))
     lines = [*alignment.warnings, *missing.warnings]
     assert [line.split(" ")[0] for line in lines] == ["'D'", "'D'", f"{start:.2f}"]
     assert toy_recognizer().align(samples, wrong, min_score=0).misfits == []

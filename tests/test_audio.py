@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from u2moe.runtime.audio.arrays import Resampler, as_samples
@@ -60,9 +60,10 @@ def resampled(samples, rates, sizes=(), *, has_soxr=False):
     return np.concatenate([*parts, resampler.finish()])
 
 
+@settings(max_examples=20)
 @given(
-    rates=st.sampled_from([*RATES, (12_345, 16_000), (16_000, 16_000)]), num_samples=st.sampled_from([0, 1, 7, 5000]),
-    sizes=st.lists(st.integers(0, 2000), max_size=8), has_soxr=st.booleans(),
+    rates=st.sampled_from([*RATES, (16_000, 16_000)]), num_samples=st.sampled_from([0, 1, 7, 3000]),
+    sizes=st.lists(st.integers(0, 1500), max_size=6), has_soxr=st.booleans(),
 )  # fmt: skip
 def test_any_split_gives_the_same_samples_with_and_without_soxr(rates, num_samples, sizes, has_soxr):
     samples = np.random.default_rng(0).standard_normal(num_samples).astype(np.float32)
@@ -76,10 +77,10 @@ def test_any_split_gives_the_same_samples_with_and_without_soxr(rates, num_sampl
 def test_without_soxr_tones_within_the_band_stay_and_what_the_new_rate_cannot_hold_is_removed(rates):
     source, target = rates
     low, high = 0.4 * min(rates), 0.55 * target
-    found = resampled(tone(source, 0.5, low), rates)
-    assert np.abs(found - tone(target, 0.5, low))[500:-500].max() < 1e-4
+    found = resampled(tone(source, 0.25, low), rates)
+    assert np.abs(found - tone(target, 0.25, low))[500:-500].max() < 1e-4
     if target < source:
-        assert 20 * np.log10(2 * np.abs(resampled(tone(source, 0.5, high), rates)[500:-500]).max()) < -80
+        assert 20 * np.log10(2 * np.abs(resampled(tone(source, 0.25, high), rates)[500:-500]).max()) < -80
 
 
 def test_arrays_and_raw_audio_of_a_device_that_has_nothing_yet():

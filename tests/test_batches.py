@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_many_streams_go_through_the_encoder_together(toy):
-    sounds = [say("ABCD"[i % 4 :] + "ABCD", [0.2 + 0.1 * i] * (8 - i % 4))[0][: 50_000 + 3000 * i] for i in range(20)]
+    sounds = [say("ABCD"[i % 4 :] + "ABCD", [0.2 + 0.1 * i] * (8 - i % 4))[0][: 30_000 + 1500 * i] for i in range(20)]
     expected = [feed(toy, samples) for samples in sounds]
     toy.model.session.batches.clear()
     assert feed_together(toy, sounds) == expected
@@ -137,9 +137,9 @@ def pair(request, bundle, quantized):
 
 @pytest.mark.parametrize(("num_left_chunks", "search"), [(2, "attention_rescoring"), (-1, "attention")])
 def test_values_on_a_device_change_no_bit(pair, sound, num_left_chunks, search):
-    options = dataclasses.replace(TINY, num_left_chunks=num_left_chunks, search=search)
+    options = dataclasses.replace(TINY, num_left_chunks=num_left_chunks, search=search, beam_size=4)
     whole = dataclasses.replace(options, chunk_size=None, num_left_chunks=-1)
-    sounds = [np.roll(sound, 5000 * i)[: 30_000 + 4567 * i] for i in range(2 if search == "attention" else 11)]
+    sounds = [np.roll(sound, 5000 * i)[: 30_000 + 4567 * i] for i in range(2 if search == "attention" else 7)]
     for call in (
         lambda recognizer: feed(recognizer, sound, [1, 7000, 31_234, 160], options=options),
         lambda recognizer: feed_together(recognizer, sounds, [options] * len(sounds)),

@@ -165,7 +165,7 @@ def test_revised_counts_changed_words(committed, final, expected):
 
 @pytest.mark.parametrize("search", ["attention_rescoring", "attention"])
 def test_the_final_result_says_what_the_second_pass_revises(recognizer, sound, search):
-    stream = recognizer.create_stream(DecodingOptions(chunk_size=16, search=search, ctc_weight=0.0))
+    stream = recognizer.create_stream(DecodingOptions(chunk_size=16, search=search, ctc_weight=0.0, beam_size=4))
     stream.accept_waveform(RATE, np.concatenate([sound, sound[::-1]]))
     recognizer.decode_streams([stream])
     partial = stream.get_result()

@@ -127,9 +127,7 @@ def test_tuning_finds_the_best_of_its_grid(recordings, arpa):
     told = []
     grid = {"weight": (0.0, 0.5, 3.0), "word_bonus": (-1.0, 0.0)}
     best, decoding, trials = tune(recordings, start, second_pass=True, grid=grid, on_trial=told.append)
-    assert decoding == recordings.decoding
-    assert told == trials
-    assert trials[0].weights == {}
+    assert (decoding, told, trials[0].weights) == (recordings.decoding, trials, {})
     assert trials[0].num_errors == recordings.word_errors(None, second_pass=True).num_errors
     fewest = min(trial.num_errors for trial in trials[1:])
     assert recordings.word_errors(best, second_pass=True).num_errors == fewest

@@ -178,8 +178,7 @@ def test_parquet_of_hugging_face(clip, tmp_path):
     rows = {"audio": audio, "sentence": ["ONE", "TWO", "THREE"], "speaker_id": [7, 8, 9], "set": ["x", "y", "z"]}
     pq.write_table(pa.table(rows), clip.parent / "train.parquet")
     path = str(clip.parent / "train.parquet")
-    assert find_format(path) == "parquet"
-    assert FORMATS["parquet"].count(path) == 3
+    assert (find_format(path), FORMATS["parquet"].count(path)) == ("parquet", 3)
     found = list(read_utterances(path))
     assert [(entry.key, entry.text, entry.speaker) for entry in found] == [
         ("0", "ONE", "7"), ("1", "TWO", "8"), ("2", "THREE", "9"),
@@ -345,8 +344,7 @@ def test_no_later_line_stops_a_list(tmp_path_factory, file_format, data):
     lines = [FIRST[file_format], changed, data.draw(json_values), FIRST[file_format]]
     write(path, *map(json.dumps, lines), "\x00{")
     found = list(read_utterances(path, file_format=file_format))
-    assert len(found) == 5
-    assert found[3] == found[0]
+    assert (len(found), found[3]) == (5, found[0])
     for utterance in found[1:]:
         assert isinstance(utterance, Entry)
         assert isinstance(utterance.source, AudioFile | Unreadable)

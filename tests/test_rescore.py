@@ -20,12 +20,6 @@ from u2moe.runtime.model.model import TokenScores
 from u2moe.runtime.options import RescoringWeights
 
 
-def weights_of(mode):
-    """Return 0.3 and 0.0 from "attention_rescoring ctc=0.3 rev=0.0"."""
-    ctc, reverse = (float(part.split("=")[1]) for part in mode.split()[1:])
-    return RescoringWeights(ctc_weight=ctc, reverse_weight=reverse)
-
-
 def test_rescoring_equals_wenet(golden):
     num_compared = 0
     for utterance, mode, results in golden.cases():
@@ -37,9 +31,12 @@ def test_rescoring_equals_wenet(golden):
         for name, expected in results.items():
             if not name.startswith("attention_rescoring"):
                 continue
-            best = attention_rescoring(hypotheses, scores, weights_of(name))[0]
-            assert best.hypothesis.tokens == expected["tokens"]
-            assert best.hypothesis.times == expected["times"]
+            ctc, reverse = (
+                float(part.split("=")[1]) for part in name.split()[1:]
+            )  # "attention_rescoring ctc=0.3 rev=0.0"
+            weights = RescoringWeights(ctc_weight=ctc, reverse_weight=reverse)
+            best = attention_rescoring(hypotheses, scores, weights)[0]
+            assert (best.hypothesis.tokens, best.hypothesis.times) == (expected["tokens"], expected["times"])
             # WeNet sums in single precision: 25 terms of about 10.
             assert best.score == pytest.approx(expected["score"], abs=1e-4)
             assert best.confidence == pytest.approx(expected["confidence"], rel=1e-4)
@@ -110,19 +107,18 @@ def test_attention_beam_search_looks_ahead_and_stops_at_the_length_of_the_encode
     assert all(np.isfinite(hypothesis.score) for hypothesis in long_first)
 
 
-def test_words_are_as_sure_as_their_tokens_and_calibration_is_kept_by_quantization(bundle, tmp_path):
-    assert word_confidence([0.9, 0.2, 0.8], None) == 0.2
-    assert word_confidence([0.8], None) == 0.8
+def test_words_are_as_sure_as_their_tokens_and_calibration_is_kept_by_quantization(small_bundle, tmp_path):
+    assert (word_confidence([0.9, 0.2, 0.8], None), word_confidence([0.8], None)) == (0.2, 0.8)
     assert word_confidence([0.8], Calibration()) == pytest.approx(0.8)
     assert word_confidence([0.5], Calibration(scale=2.0)) == 0.5
     assert word_confidence([0.8], Calibration(scale=2.0)) == pytest.approx(16 / 17)  # odds of 4 become 16
     assert word_confidence([0.5], Calibration(bias=math.log(3))) == pytest.approx(0.75)
     # A calibration is added to existing graphs, and later changed: the graphs must still fit the manifest
     calibration = Calibration(scale=1.5, bias=-0.5)
-    folder = shutil.copytree(bundle.path, tmp_path / "bundle")
+    folder = shutil.copytree(small_bundle.path, tmp_path / "bundle")
     write_calibration(folder, calibration.scale, calibration.bias)
     Bundle.open(folder).load()
-    assert Bundle.open(folder).manifest.metadata() == bundle.manifest.metadata()
+    assert Bundle.open(folder).manifest.metadata() == small_bundle.manifest.metadata()
     quantized, _ = quantize_bundle(folder, tmp_path / "int8", RECIPES["int8"])
     assert quantized.manifest.calibration == calibration
     # As described in the embedding guide

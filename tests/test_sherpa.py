@@ -40,12 +40,6 @@ def written(exported, tmp_path_factory):
     return export_sherpa(exported("moe_tiny"), tmp_path_factory.mktemp("sherpa") / "moe")
 
 
-@pytest.fixture(scope="module")
-def demo_float32(export_quickly, tmp_path_factory):
-    """The bundle of the demo model before quantization."""
-    return export_quickly(DEMO_CHECKPOINT, tmp_path_factory.mktemp("float32") / "bundle")
-
-
 def session(folder, graph=ONLINE):
     return onnxruntime.InferenceSession(folder / graph.file)
 
@@ -88,15 +82,19 @@ def online_frames(client, features):
     return features[: (num_chunks - 1) * client.stride + client.length]
 
 
-@pytest.mark.parametrize("source", ["written", "demo_float32"])
-def test_the_wheel_finds_our_text(source, request, exported, sound, tmp_path):
-    found = request.getfixturevalue(source)
-    bundle = Bundle.open(exported("moe_tiny") if source == "written" else found)
-    if source == "demo_float32":
-        found = export_sherpa(found, tmp_path / "exported")
-    model, tokens = bundle.load(), str(found.path / "tokens.txt")
-    sounds = [rounded(samples) for samples in ([sound] if source == "written" else clips())]
-    client = OnlineClient(session(found.path), found.options)
+@pytest.mark.parametrize("source", ["moe_tiny", "demo", "transformer"])
+def test_the_wheel_finds_our_text(source, written, exported, export_quickly, sound, tmp_path):
+    """Also with a network without convolution and with absolute positions."""
+    folder, found, options = exported("moe_tiny"), written, written.options
+    if source == "transformer":
+        write_random_checkpoint(tmp_path / "checkpoint", random_config(encoder="transformer"), seed=1)
+        options = SherpaOptions(chunk_size=8, num_left_chunks=2)
+    if source != "moe_tiny":
+        folder = export_quickly(DEMO_CHECKPOINT if source == "demo" else tmp_path / "checkpoint", tmp_path / "bundle")
+        found = export_sherpa(folder, tmp_path / "exported", options)
+    bundle, client, tokens = Bundle.open(folder), OnlineClient(session(found.path), options), found.path / "tokens.txt"
+    assert source != "transformer" or client.cnn.shape == (2, 1, 32, 0)
+    model, sounds = bundle.load(), [rounded(samples) for samples in (clips() if source == "demo" else [sound])]
 
     def compare(heard, frame_s, encoded):
         ours = ctc_greedy_search(model.ctc(encoded), model.config.blank)
@@ -104,35 +102,18 @@ def test_the_wheel_finds_our_text(source, request, exported, sound, tmp_path):
         assert (heard["tokens"], [round(time / frame_s) for time in heard["timestamps"]]) == tokens_of(bundle, ours)
         assert heard["text"].split() == bundle.vocabulary.text(ours.tokens).split()
 
-    def heard(name, options, recordings):
+    def heard(name, graph, recordings, **settings):
         files = [write_wav(tmp_path / f"{number}.wav", each, 16000) for number, each in enumerate(recordings)]
-        return engine(name, options).run(files)[0]
+        return engine(name, {"model": str(found.path / graph.file), "tokens": str(tokens), **settings}).run(files)[0]
 
     longer = [np.concatenate((samples, np.zeros(int(TAIL_S * 16000), np.float32))) for samples in sounds]
-    online = heard(
-        "sherpa-online", {"model": str(found.path / ONLINE.file), "tokens": tokens, "num_threads": 1}, longer
-    )
-    offline = heard("sherpa-offline", {"model": str(found.path / OFFLINE.file), "tokens": tokens}, sounds)
-    for samples, padded, in_chunks, as_a_whole in zip(sounds, longer, online, offline, strict=True):
+    chunks = {"chunk_size": options.chunk_size, "num_left_chunks": options.num_left_chunks}
+    online = heard("sherpa-online", ONLINE, longer, num_threads=1, **chunks)
+    lines = zip(sounds, longer, online, heard("sherpa-offline", OFFLINE, sounds), strict=True)
+    for samples, padded, in_chunks, as_a_whole in lines:
         frames = online_frames(client, sherpa_features(padded))
-        compare(in_chunks, 0.04, model.encode(frames, 16, 4))
+        compare(in_chunks, 0.04, model.encode(frames, **chunks))
         compare(as_a_whole, 0.01 * model.config.subsampling_rate, model.encode(sherpa_features(samples)))
-
-
-def test_the_wheel_takes_a_network_without_convolution_and_with_absolute_positions(export_quickly, tmp_path, sound):
-    write_random_checkpoint(tmp_path / "checkpoint", random_config(encoder="transformer"), seed=1)
-    bundle = Bundle.open(export_quickly(tmp_path / "checkpoint", tmp_path / "bundle"))
-    found = export_sherpa(bundle.path, tmp_path / "out", SherpaOptions(chunk_size=8, num_left_chunks=2))
-    client = OnlineClient(session(found.path), found.options)
-    assert client.cnn.shape == (2, 1, 32, 0)
-    model, samples = bundle.load(), rounded(sound)
-    frames = online_frames(client, sherpa_features(samples))
-    ours = ctc_greedy_search(model.ctc(model.encode(frames, 8, 2)), model.config.blank)
-    options = {"model": str(found.path / ONLINE.file), "tokens": str(found.path / "tokens.txt"), "num_threads": 1}
-    peer = engine("sherpa-online", {**options, "chunk_size": 8, "num_left_chunks": 2})
-    (heard,) = peer.run([write_wav(tmp_path / "sound.wav", samples, 16000)])[0]
-    assert (heard["tokens"], [round(time / 0.04) for time in heard["timestamps"]]) == tokens_of(bundle, ours)
-    assert len(ours.tokens) > 3
 
 
 def test_a_long_stream_goes_on_as_ours_does(export_quickly, golden_checkpoint, tmp_path):

@@ -125,26 +125,6 @@ def test_bad_samples_change_nothing_and_some_bundles_cannot_stream(recognizer, s
         recognizer.transcribe(np.zeros(9000, np.float32), options=WHOLE)
 
 
-@pytest.mark.slow
-def test_a_long_stream_keeps_its_size(export_quickly, golden_checkpoint, tmp_path, sound):
-    """When positions have begun again several times, caches and state are as large as at first."""
-    recognizer = Recognizer.from_pretrained(
-        export_quickly(golden_checkpoint("moe_tiny"), tmp_path / "bundle", max_position=300)
-    )
-    stream = recognizer.create_stream(DecodingOptions(chunk_size=64, num_left_chunks=1, search="ctc_greedy"))
-    offsets = []
-    for _ in range(12):
-        stream.accept_waveform(RATE, sound)
-        recognizer.decode_streams([stream])
-        offsets.append(stream.state.caches.offset)
-        assert stream.state.caches.num_cached <= 64
-        assert stream.state.caches.place[0].tensors["att_cache"].shape[3] <= 64
-        assert stream.state.extractor._windows._num_frames < 400
-        assert sum(map(len, stream.state.utterance._outputs)) == 0
-    assert max(offsets) <= 300
-    assert stream.state.utterance.end > 3.8 * 300
-
-
 @given(st.integers(1, 20), st.lists(st.integers(1, 30_000), max_size=4))
 def test_what_is_missing_completes_a_window(chunk_size, lengths):
     """Less audio is not enough for a window; this much is."""
@@ -166,10 +146,9 @@ def test_what_is_missing_completes_a_window(chunk_size, lengths):
 def test_an_observer_sees_every_utterance_once_and_changes_nothing(options):
     seen, searches = [], []
 
-    @contextlib.contextmanager
     def searching():
         searches.append(len(seen))
-        yield
+        return contextlib.nullcontext()
 
     observed = Recognizer(ToyBundle(), ToyModel(), observer=Observer(searching=searching, concluded=seen.append))
     samples, _ = say("ABCDA", [0.3, 0.3, 1.5, 0.3, 5.0])
@@ -189,11 +168,10 @@ def test_a_reset_waits_for_the_thread_that_decodes():
     """The work in progress belongs to the previous source."""
     begun, may_go_on = threading.Event(), threading.Event()
 
-    @contextlib.contextmanager
     def searching():
         begun.set()
         assert may_go_on.wait(LIMIT_S)
-        yield
+        return contextlib.nullcontext()
 
     toy = Recognizer(ToyBundle(), ToyModel(19.0), observer=Observer(searching=searching))
     stream = toy.create_stream(CHUNKED)

@@ -32,8 +32,7 @@ def spell(symbols, tokenizer="bpe"):
     (["'", "S", "▁<unk>"], "'S <unk>", [("'S", 0, 2), ("<unk>", 2, 3)]),
 ])  # fmt: skip
 def test_text_and_words(symbols, text, words):
-    assert spell(symbols) == (text, words)
-    assert spell(symbols, "char") == (text, words)
+    assert (spell(symbols), spell(symbols, "char")) == ((text, words), (text, words))
 
 
 @given(st.lists(st.sampled_from(["▁", "▁a", "b", "c▁", " ", "你", "▁你", "가", "d e", "カ", "!", "▁▁x"]), max_size=12))

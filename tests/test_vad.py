@@ -123,27 +123,22 @@ def test_words_are_those_of_each_stretch_at_its_time(vad, recognizer, sound):
         assert (segment.start, segment.end) == (segment.words[0].start, segment.words[-1].end)
 
 
-@pytest.fixture
-def clip(tmp_path, sound):
-    quiet = np.zeros(3 * RATE, np.float32)
-    soundfile.write(tmp_path / "clip.wav", np.concatenate([quiet, sound, quiet]), RATE)
-    return tmp_path / "clip.wav"
-
-
-def test_on_the_command_line(bundle, recognizer, clip, tmp_path, capsys):
-    file = write_vad(tmp_path / "vad.onnx")
-    assert transcribe(bundle, "-f", "json", "--vad", file, clip) == 0
+def test_the_command_line_uses_a_file_or_the_installed_package_without_importing_it(
+    bundle, recognizer, sound, tmp_path, capsys, monkeypatch
+):
+    clip, file, quiet = tmp_path / "clip.wav", write_vad(tmp_path / "vad.onnx"), np.zeros(3 * RATE, np.float32)
+    soundfile.write(clip, np.concatenate([quiet, sound, quiet]), RATE)
     expected = recognizer.transcribe(clip, vad=VoiceActivityDetector(file))
-    assert capsys.readouterr().out == format_transcript(expected, "json", name=str(clip))
     assert expected != recognizer.transcribe(clip)
-    assert transcribe(bundle, "--vad", file, "--stream", clip) == 1
-    assert "leave out --stream" in capsys.readouterr().err
-
-
-def test_the_installed_package_is_used_without_importing_it(bundle, recognizer, clip, tmp_path, capsys, monkeypatch):
+    assert transcribe(bundle, "-f", "json", "--vad", file, clip) == 0
+    assert capsys.readouterr().out == format_transcript(expected, "json", name=str(clip))
     monkeypatch.setitem(sys.modules, "silero_vad", None)  # as if it were not installed
-    assert transcribe(bundle, "--vad", "silero", clip) == 1
-    assert "silero-vad is not installed: run pip install --no-deps silero-vad" in capsys.readouterr().err
+    for options, message in (
+        ([file, "--stream"], "leave out --stream"),
+        (["silero"], "silero-vad is not installed: run pip install --no-deps silero-vad"),
+    ):
+        assert transcribe(bundle, "--vad", *options, clip) == 1
+        assert message in capsys.readouterr().err
     monkeypatch.delitem(sys.modules, "silero_vad")
     package = tmp_path / "silero_vad"
     (package / "data").mkdir(parents=True)
@@ -152,9 +147,7 @@ def test_the_installed_package_is_used_without_importing_it(bundle, recognizer, 
     with pytest.raises(BundleError, match="silero-vad is not installed"):
         VoiceActivityDetector()
     write_vad(package / "data" / "silero_vad.onnx")
-    assert transcribe(bundle, "--vad", "silero", clip) == 0
-    expected = recognizer.transcribe(clip, vad=VoiceActivityDetector(package / "data" / "silero_vad.onnx"))
-    assert capsys.readouterr().out == expected.text + "\n"
+    assert (transcribe(bundle, "--vad", "silero", clip), capsys.readouterr().out) == (0, expected.text + "\n")
     (package / "data" / "silero_vad_16k_sequence.onnx").touch()  # preferred, but here not a network
     with pytest.raises(BundleError, match="sequence"):
         VoiceActivityDetector()
