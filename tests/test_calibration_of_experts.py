@@ -16,10 +16,10 @@ from u2moe.quantize.smoothing import rewritten_bundle, smooth
 from u2moe.runtime import AudioError, Bundle
 from u2moe.runtime.cli import main
 from u2moe.runtime.decoding.ctc import Hypothesis
-from u2moe.runtime.model.features import FeatureStream
 
 FOUR, FINE = conversion("int4", 32), conversion("int4", 16)
 MADE = [*(conversion(name) for name in CONVERSIONS), FINE, conversion("int4", 64)]
+ONES = np.ones(2000, np.float32)
 
 
 @pytest.fixture
@@ -37,40 +37,32 @@ def weight():
 
 def inputs_of(inputs, others=None):
     """Return a function that reads some rows of the original inputs and of the actual inputs of a product."""
-
-    def read(rows):
-        part = inputs[rows]
-        return part, part if others is None else others[rows]
-
-    return read
+    return lambda rows: (inputs[rows], (inputs if others is None else others)[rows])
 
 
 @pytest.mark.parametrize("made", MADE, ids=str)
 def test_compensated_rounding_changes_outputs_less(correlated, weight, made, fits_16_bits):
-    """80 rows are not a multiple of 32 or 64. Pairs of rows in int8 still fit in 16 bits."""
+    """80 rows are not a multiple of 32 or 64. Pairs of rows in int8 still fit in 16 bits. Without correlation, the
+    result is the same as without recordings."""
     moments = (correlated.T @ correlated).astype(np.float64)
     moments[np.diag_indices(80)] += 1e-3 * moments.trace() / 80
-    found = compensated(weight, moments, made)
+    found, plain = compensated(weight, moments, made), made.parts(weight)
     expected = correlated @ weight
-    errors = [relative_error(expected, correlated @ made.restored(own, 80)) for own in (found, made.parts(weight))]
+    errors = [relative_error(expected, correlated @ made.restored(own, 80)) for own in (found, plain)]
     assert errors[0] < 0.6 * errors[1]
     assert found[0].dtype != np.int8 or fits_16_bits(found[0])
-
-
-@pytest.mark.parametrize("made", [conversion(name, 16) for name in CONVERSIONS], ids=str)
-def test_without_correlation_only_the_weights_count(weight, made):
-    """The result is the same as without recordings."""
-    for found, plain in zip(compensated(weight, np.eye(80), made), made.parts(weight), strict=True):
-        np.testing.assert_array_equal(found, plain)
+    if made.block_size <= 16:
+        for part, others in zip(compensated(weight, np.eye(80), made), plain, strict=True):
+            np.testing.assert_array_equal(part, others)
 
 
 def test_biases_take_the_mean_error_and_a_product_makes_up_for_wrong_inputs(correlated, weight):
     bias = np.linspace(-1, 1, 24).astype(np.float32)
-    product = fitted(inputs_of(correlated), np.ones(2000, np.float32), weight, bias, FOUR)
+    product = fitted(inputs_of(correlated), ONES, weight, bias, FOUR)
     np.testing.assert_allclose((product(correlated) - (correlated @ weight + bias)).mean(axis=0), 0, atol=1e-3)
-    assert fitted(inputs_of(correlated), np.ones(2000, np.float32), weight, None, FOUR).bias is None
+    assert fitted(inputs_of(correlated), ONES, weight, None, FOUR).bias is None
     # The second product of an expert reads the output of the rounded first: here inputs that are too small
-    product = fitted(inputs_of(correlated, correlated * 0.8), np.ones(2000, np.float32), weight, None, FINE)
+    product = fitted(inputs_of(correlated, correlated * 0.8), ONES, weight, None, FINE)
     assert relative_error(correlated @ weight, product(correlated * 0.8)) < 0.08
 
 
@@ -84,7 +76,7 @@ def test_tokens_count_by_the_share_of_the_expert_and_silence_gives_plain_roundin
     assert errors[0] < 0.8 * errors[1]
     # Tokens without variance cause no division by zero and no NaN weight
     silent = np.zeros((100, 80), np.float32)
-    product = fitted(inputs_of(silent), np.ones(100, np.float32), weight, np.zeros(24, np.float32), FINE)
+    product = fitted(inputs_of(silent), ONES[:100], weight, np.zeros(24, np.float32), FINE)
     np.testing.assert_array_equal(product.parts[0], FINE.parts(weight)[0])
 
 
@@ -107,61 +99,29 @@ def test_a_layer_is_better_with_all_products_rounded_for_it(correlated, weight, 
     b1, b2, w2 = (random.normal(size=size).astype(np.float32) for size in (24, 80, (24, 80)))
     weight = 0.05 * weight  # otherwise tanh returns only 1 and -1
     first = [(weight, None), (weight[:, ::-1].copy(), None)] if gated else [(weight, b1)]
-    second = (w2, None if gated else b2)
+    products = [*first, (w2, None if gated else b2)]
 
     def said(products):
         *hidden, last = products
         return last(np.tanh(hidden[0](correlated)) * (hidden[1](correlated) if gated else 1))
 
-    def plain(own, bias):
-        return RoundedWeight((), FINE.restored(FINE.parts(own), len(own)), bias)
-
-    expected = said([RoundedWeight((), *product) for product in (*first, second)])
-    nearest = said([plain(*product) for product in (*first, second)])
-    found = said(fitted_layer([*first, second], np.tanh, correlated, np.ones(2000, np.float32), FINE))
-    assert relative_error(expected, found) < 0.7 * relative_error(expected, nearest)
+    expected = said([RoundedWeight((), *product) for product in products])
+    nearest = [RoundedWeight((), FINE.restored(FINE.parts(own), len(own)), bias) for own, bias in products]
+    found = said(fitted_layer(products, np.tanh, correlated, ONES, FINE))
+    assert relative_error(expected, found) < 0.7 * relative_error(expected, said(nearest))
 
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
-    """Write noise whose loudness varies at a different rate in each recording, 24 s in total."""
-    return write_noise(tmp_path_factory.mktemp("recordings"), 6, 64_000)
+    return sorted(write_noise(tmp_path_factory.mktemp("recordings"), 6, 64_000).iterdir())
 
 
 NUM_PRODUCTS = 2 * (48 + 24) + 42  # all experts of moe_tiny, and its other layers
 
 
-@pytest.fixture(scope="module")
-def calibrated(bundle, recordings, tmp_path_factory):
-    """Quantize the tiny bundle for the recordings."""
-    out = tmp_path_factory.mktemp("calibrated") / "bundle"
-    return quantize_bundle(bundle.path, out, recipe("int4-experts", calibration=sorted(recordings.iterdir())))[0]
-
-
-def initializers(bundle, graph):
-    return {
-        name: value.const_value.numpy()
-        for name, value in ir.load(bundle.path / graph).graph.initializers.items()
-        if value.const_value is not None
-    }
-
-
-@pytest.mark.slow
-def test_calibrated_experts_are_nearer_to_float32_and_only_weights_and_biases_change(
-    bundle, calibrated, quantized, recordings, rounded
-):
-    """Errors are smaller than without calibration, on other sounds of that kind; those of the experts are smaller by as
-    much."""
-    noise = np.random.default_rng(9).standard_normal(64_000) * np.abs(np.sin(np.arange(64_000) / 2500)) * 0.2
-    stream = FeatureStream(bundle.manifest.features)
-    stream.accept(noise.astype(np.float32))
-    frames = stream.take(stream.num_ready)
-    expected, plain, found = (item.load().encode(frames) for item in (bundle, quantized("int4-experts"), calibrated))
-    assert relative_error(expected, found) < 0.9 * relative_error(expected, plain)  # 0.81 with torch 2.15
-    plain = rounded(sorted(recordings.iterdir()))
-    before, after = (initializers(item, "encoder.onnx") for item in (plain, calibrated))
-    changed = {name for name in after if name not in before or not np.array_equal(before[name], after[name])}
-    assert {name.rpartition(".")[2] for name in changed} == {"int4", "int8", "steps", "half", "calibrated"}
+def encoder_weights(bundle):
+    weights = ir.load(bundle.path / "encoder.onnx").graph.initializers
+    return {name: value.const_value.numpy() for name, value in weights.items() if value.const_value is not None}
 
 
 @pytest.fixture
@@ -177,10 +137,25 @@ def rounded(bundle, tmp_path):
 
 
 @pytest.mark.slow
-def test_manifest_and_report_say_what_was_calibrated(bundle, recordings, tmp_path, capsys):
-    """With one recording, no expert receives enough tokens."""
-    one = recipe("int4-experts", calibration=[recordings / "0.wav"])
-    out, report = quantize_bundle(bundle.path, tmp_path / "out", one, audio=[recordings / "1.wav"])
+def test_calibrated_experts_are_nearer_to_float32(bundle, quantized, recordings, rounded, tmp_path):
+    """Errors are smaller than without calibration, on other sounds of that kind; those of the experts are smaller by as
+    much."""
+    chosen = recipe("int4-experts", calibration=recordings)
+    calibrated, _ = quantize_bundle(bundle.path, tmp_path / "calibrated", chosen)
+    noise = np.random.default_rng(9).standard_normal(64_000) * np.abs(np.sin(np.arange(64_000) / 2500)) * 0.2
+    soundfile.write(tmp_path / "noise.wav", noise, 16_000)
+    (frames,) = features_of(bundle, [tmp_path / "noise.wav"])
+    expected, plain, found = (item.load().encode(frames) for item in (bundle, quantized("int4-experts"), calibrated))
+    assert relative_error(expected, found) < 0.9 * relative_error(expected, plain)  # 0.81 with torch 2.15
+    before, after = (encoder_weights(item) for item in (rounded(recordings), calibrated))
+    changed = {name for name in after if name not in before or not np.array_equal(before[name], after[name])}
+    assert {name.rpartition(".")[2] for name in changed} == {"int4", "int8", "steps", "half", "calibrated"}
+
+
+@pytest.mark.slow
+def test_manifest_and_report_say_what_was_calibrated(bundle, recordings, tmp_path):
+    one = recipe("int4-experts", calibration=recordings[:1])
+    out, report = quantize_bundle(bundle.path, tmp_path / "out", one, audio=recordings[1:2])
     said = out.manifest.quantization["calibration"]
     assert report["recipe"]["calibration"] == said
     assert said["plain_products"] + said["compensated_products"] == NUM_PRODUCTS
@@ -196,40 +171,41 @@ def test_experts_without_enough_tokens_are_rounded_as_without_any(bundle, rounde
     short = recipe("int4-experts", calibration=[tmp_path / "short.wav"])
     out, _ = quantize_bundle(bundle.path, tmp_path / "out", short)
     assert out.manifest.quantization["calibration"]["plain_products"] == NUM_PRODUCTS
-    plain, found = (initializers(item, "encoder.onnx") for item in (rounded([tmp_path / "short.wav"]), out))
+    plain, found = (encoder_weights(item) for item in (rounded([tmp_path / "short.wav"]), out))
     assert plain.keys() == found.keys()
     assert all(np.array_equal(plain[name], found[name]) for name in plain)
 
 
 @pytest.mark.slow
-def test_what_several_graphs_read_counts_once(bundle, recordings, tmp_path):
+def test_what_several_graphs_read_counts_once(bundle, model, recordings, tmp_path):
     """The encoder's output is an input of CTC head and decoder; counted twice, its rows would seem enough."""
-    features = features_of(bundle, sorted(recordings.iterdir()))
-    num_frames = sum(len(bundle.load().encode(frames)) for frames in features)
+    features = features_of(bundle, recordings[:2])
+    num_frames = sum(len(model.encode(frames)) for frames in features)
     assert len(recorded(bundle, features, tmp_path).rows("encoder_out")) == num_frames
 
 
 @pytest.mark.slow
 def test_calibration_without_speech_is_an_error(bundle, recordings, tmp_path, monkeypatch):
     soundfile.write(tmp_path / "short.wav", np.zeros(160), 16_000)
-    for name, message in (("short.wav", "too short for the encoder"), ("none.wav", "none.wav")):
-        with pytest.raises(AudioError, match=message):
-            quantize_bundle(bundle.path, tmp_path / "out", recipe("int4-experts", calibration=[tmp_path / name]))
-        assert not (tmp_path / "out").exists()
     monkeypatch.setattr("u2moe.quantize.rounding.ctc_greedy_search", lambda _: Hypothesis(tokens=[], score=0, times=[]))
-    with pytest.raises(AudioError, match="finds no speech in the recordings"):
-        quantize_bundle(bundle.path, tmp_path / "out", recipe("int8", calibration=[recordings / "0.wav"]))
-    assert not (tmp_path / "out").exists()
+    for file, message in (
+        (tmp_path / "short.wav", "too short for the encoder"),
+        (tmp_path / "none.wav", "none.wav"),
+        (recordings[0], "finds no speech in the recordings"),
+    ):
+        with pytest.raises(AudioError, match=message):
+            quantize_bundle(bundle.path, tmp_path / "out", recipe("int8", calibration=[file]))
+        assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
-def test_command_takes_files_folders_and_lists(bundle, recordings, tmp_path, capsys):
-    (tmp_path / "list.tsv").write_text(f"{recordings / '0.wav'}\tone\n", encoding="utf-8")
-    paths = [str(tmp_path / "list.tsv"), str(recordings / "1.wav"), str(recordings)]
-    arguments = ["quantize", str(bundle.path), str(tmp_path / "out"), "--no-report", "--calibrate", *paths]
-    assert main([*arguments, "--recipe", "int4-experts"]) == 0
+def test_command_takes_files_folders_and_lists(small_bundle, recordings, tmp_path, capsys):
+    (tmp_path / "list.tsv").write_text(f"{recordings[0]}\tone\n", encoding="utf-8")
+    paths = [str(tmp_path / "list.tsv"), str(recordings[1]), str(recordings[0].parent)]
+    arguments = ["quantize", str(small_bundle.path), str(tmp_path / "out"), "--no-report", "--calibrate", *paths]
+    assert main([*arguments, "--recipe", "int4-experts", "--accept-damage"]) == 0
     assert "recognising recordings: #" in capsys.readouterr().err
-    assert {file.name for file in (tmp_path / "out").iterdir()} == {file.name for file in bundle.path.iterdir()}
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {file.name for file in small_bundle.path.iterdir()}
     found = Bundle.open(tmp_path / "out").manifest.quantization["calibration"]
     assert found["seconds"] == pytest.approx(8 * 4, abs=0.5)
     assert main([*arguments, "--overwrite", "--recipe", "fp16"]) == 1

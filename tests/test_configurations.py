@@ -1,4 +1,4 @@
-"""Every accepted configuration against WeNet's own outputs; see golden/configurations/README.md."""
+"""Every accepted configuration against WeNet's own outputs (see golden/configurations/README.md), and LoRA adapters."""
 
 import functools
 import importlib.util
@@ -15,7 +15,7 @@ from u2moe.export import proofs
 from u2moe.export.checkpoint import Checkpoint
 from u2moe.export.exporter import export_bundle
 from u2moe.export.training_config import parse_training_config
-from u2moe.runtime import UnsupportedError
+from u2moe.runtime import CheckpointError, UnsupportedError
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +45,6 @@ def stream(encoder, features, chunk_size, num_left_chunks):
 
 
 def outputs_of(network, features):
-    """Return the content of a golden file, computed by our network."""
     full, _ = network.encoder(features, torch.tensor([features.shape[1]]))
     results = {"full": full[0], "ctc_log_probs": network.ctc(full[:, :4])[0]}
     if network.config.encoder.streaming:
@@ -80,7 +79,6 @@ def test_the_network_equals_wenet(tmp_path, name):
 
 @pytest.fixture(scope="module")
 def pairs():
-    """The script that writes the table of proved pairs."""
     spec = importlib.util.spec_from_file_location("pairs", GOLDEN / "pairs.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -102,10 +100,52 @@ def test_the_tables_list_what_is_proved_and_other_pairs_are_refused(pairs, monke
     row["input_layer"] = row["input_layer"].replace("conv2d8", "")
     monkeypatch.setattr(proofs, "proved", lambda: table)
     checkpoint = write_configuration("mel_40", tmp_path / "checkpoint")
-    message = (
-        "checkpoint: encoder with encoder conformer and input_layer conv2d8 is not proved equal to WeNet: no network"
-    )
+    message = "checkpoint: encoder with encoder conformer and input_layer conv2d8 is not proved equal to WeNet: no netw"
     with pytest.raises(UnsupportedError, match=message):
         export_bundle(checkpoint, tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
     proofs.check_proved("", parse_training_config(configured(PAIRS["pair_1"])[0]).architecture)
+
+
+ADAPTED = "encoder.encoders.1.self_attn.linear_v"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_configuration("lora", tmp_path)
+
+
+def test_adapters_are_added_unless_the_weights_contain_them(folder):
+    state = torch.load(folder / "step_100.pt", weights_only=True)
+    weight, up, down = (state[f"{ADAPTED}.{part}"] for part in ("weight", "lora_B", "lora_A"))
+    found = Checkpoint.open(folder).tensors[f"{ADAPTED}.weight"]  # adapters of a step
+    torch.testing.assert_close(found, weight + up @ down * 4 / 3, rtol=0, atol=1e-6)
+    assert not torch.equal(found, weight)
+    (folder / "step_100.pt").rename(folder / "epoch_3.pt")
+    checkpoint = Checkpoint.open(folder, "epoch_3.pt")
+    assert torch.equal(checkpoint.tensors[f"{ADAPTED}.weight"], weight)
+    assert checkpoint.ignored[f"{ADAPTED}.lora_A"] == "an adapter that its weight already contains"
+    added = Checkpoint.open(folder, "epoch_3.pt", lora="add")
+    assert torch.equal(added.tensors[f"{ADAPTED}.weight"], found)
+    (folder / "epoch_3.pt").rename(folder / "avg_5.pt")
+    with pytest.raises(CheckpointError, match=r"avg_5.pt: has LoRA adapters: use --lora contained .*, or --lora add"):
+        Checkpoint.open(folder, "avg_5.pt")
+    Checkpoint.open(folder, "avg_5.pt", lora="contained")
+
+
+@pytest.mark.parametrize(("ending", "tensor", "message"), [
+    ("A", torch.zeros(2, 32), r"linear_v.lora_B and .lora_A have shapes .*\(2, 32\).*, but lora_rank 3"),
+    ("B", None, r"linear_v: weight, lora_B and lora_A have shapes \[\(32, 32\), None, \(3, 32\)\]"),
+    ("A", torch.full((3, 32), torch.nan), "linear_v.weight has values that are not finite"),
+    ("", None, "lora_A"),
+])  # fmt: skip
+def test_adapters_that_do_not_fit_or_have_no_configuration(folder, ending, tensor, message):
+    state, text = torch.load(folder / "step_100.pt", weights_only=True), (folder / "train.yaml").read_text("utf-8")
+    if ending:
+        state[f"{ADAPTED}.lora_{ending}"] = tensor
+    else:
+        text = text.replace("lora_conf:", "lora_conf: {}\nds_config:")
+    (folder / "train.yaml").write_text(text, encoding="utf-8")
+    torch.save({name: value for name, value in state.items() if value is not None}, folder / "step_100.pt")
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoint.open(folder)

@@ -1,4 +1,4 @@
-"""Features of only some kinds of encoder: caches, streams, quantization and damaged weights."""
+"""Features of only some kinds of encoder, front end or positions: caches, streams, quantization and damaged weights."""
 
 import functools
 import re
@@ -12,83 +12,85 @@ from wenet_directories import write_configuration
 
 from u2moe.export import parity
 from u2moe.export.checkpoint import Checkpoint
+from u2moe.export.comparison import LIMIT
 from u2moe.export.parity import Parity
-from u2moe.export.random_checkpoint import random_config
+from u2moe.export.random_checkpoint import random_config, write_random_checkpoint
 from u2moe.export.sherpa import OFFLINE, SherpaOptions, export_sherpa, supported_graphs
 from u2moe.export.training_config import parse_training_config
 from u2moe.quantize import RECIPES, quantize_bundle
 from u2moe.quantize.inspection import describe, inspect_bundle
-from u2moe.runtime import Bundle, CheckpointError, ParityError, ProviderError, StreamError, UnsupportedError
+from u2moe.runtime import Bundle, SessionSettings
+from u2moe.runtime.errors import CheckpointError, ParityError, ProviderError, StreamError, UnsupportedError
+from u2moe.runtime.model.encoder import Encoder
+from u2moe.runtime.model.session import Session
 
 pytestmark = pytest.mark.slow
 
-STREAMING = [
-    "e_branchformer", "e_branchformer_moe", "branchformer", "squeezeformer", "efficient_conformer_stream",
-    "efficient_conformer_stream_three_rates",
-]  # fmt: skip
-FULL_CONTEXT = [
-    "e_branchformer_not_causal", "branchformer_learned", "squeezeformer_full", "squeezeformer_pre_norm",
-    "efficient_conformer",
-]  # fmt: skip
+STREAMING = """e_branchformer e_branchformer_moe branchformer squeezeformer efficient_conformer_stream
+    efficient_conformer_stream_three_rates"""
+FULL_CONTEXT = """e_branchformer_not_causal branchformer_learned squeezeformer_full squeezeformer_pre_norm
+    efficient_conformer"""
+EXPERTS = {"mlp_type": "moe", "n_expert": 2, "n_expert_activated": 1}
+ROPE = {"pos_enc_layer_type": "rope_pos", "selfattention_layer_type": "rope_abs_selfattn"}
+FRONT_ENDS = {
+    "rope_linear": {**ROPE, "input_layer": "linear", **EXPERTS},
+    "shaw_stack": {"selfattention_layer_type": "shaw_rel_selfattn", "input_layer": "stack_n_frames"},
+    "no_pos_conv2d2": {"pos_enc_layer_type": "no_pos", "input_layer": "conv2d2"},
+    "whisper_conv1d2": {"pos_enc_layer_type": "abs_pos_whisper", "input_layer": "conv1d2"},
+}
+"""Kinds of subsampling and positions that the golden bundles lack: encoder_conf by name of a network."""
 BLOCK = "encoder.encoders.1."
-CHANGED = [
-    ("e_branchformer_moe", f"{BLOCK}cgmlp.channel_proj1.gate.weight"),
-    ("e_branchformer_moe", f"{BLOCK}cgmlp.csgu.conv.weight"),
-    ("e_branchformer_moe", f"{BLOCK}cgmlp.csgu.linear.weight"),
-    ("e_branchformer_moe", f"{BLOCK}depthwise_conv_fusion.weight"),
-    ("e_branchformer_moe", f"{BLOCK}feed_forward.experts.3.w_1.weight"),
-    ("e_branchformer_moe", "encoder.initial_gates"),
-    ("branchformer_learned", f"{BLOCK}pooling_proj2.weight"),
-    ("efficient_conformer", f"{BLOCK}self_attn.position_bias"),
-    ("efficient_conformer", f"{BLOCK}self_attn.pos_bias_u"),
-    ("efficient_conformer", f"{BLOCK}conv_module.depthwise_conv.weight"),
-    ("efficient_conformer_stream", "encoder.initial_cache"),
-    ("efficient_conformer_stream", f"{BLOCK}self_attn.linear_kv.bias"),
-    ("learned_positions", "encoder.embed.pos_enc.pe"),
-    ("learned_positions", "decoder.right_decoder.embed.1.pe"),
-    ("squeezeformer", "encoder.embed.dw_conv.weight"),
-    ("squeezeformer", "encoder.time_reduction_layer.pw_conv.weight"),
-    ("squeezeformer", "encoder.time_recover_layer.weight"),
-    ("squeezeformer", f"{BLOCK}self_attn.linear_kv.bias"),
-    ("squeezeformer", f"{BLOCK}conv_module.pointwise_conv1.gate.bias"),
-    ("squeezeformer_full", "encoder.time_reduction_layer.dw_conv.weight"),
-    ("squeezeformer_full", f"{BLOCK}self_attn.pos_bias_v"),
-    *(
-        pytest.param(*case, marks=pytest.mark.endurance)
-        for case in (
-            ("e_branchformer_moe", f"{BLOCK}cgmlp.csgu.norm.bias"),
-            ("e_branchformer_moe", f"{BLOCK}cgmlp.channel_proj2.bias"),
-            ("e_branchformer_moe", f"{BLOCK}merge_proj.weight"),
-            ("e_branchformer_moe", f"{BLOCK}attn.linear_kv.weight"),
-            ("branchformer", f"{BLOCK}merge_proj.bias"),
-            ("branchformer_learned", f"{BLOCK}weight_proj1.weight"),
-            ("efficient_conformer", f"{BLOCK}self_attn.linear_kv.weight"),
-            ("efficient_conformer", f"{BLOCK}self_attn.linear_pos.weight"),
-            ("efficient_conformer", f"{BLOCK}conv_module.norm.weight"),
-            ("efficient_conformer_stream", "encoder.encoders.2.self_attn.linear_kv.bias"),
-            ("squeezeformer", "encoder.preln.bias"),
-            ("squeezeformer", f"{BLOCK}ffn2.w_1.bias"),
-            ("squeezeformer_full", f"{BLOCK}self_attn.linear_pos.weight"),
-            ("squeezeformer_full", f"{BLOCK}self_attn.linear_q.weight"),
-        )
-    ),
-]
-
-
-@pytest.fixture(autouse=True)
-def fewer_streams(monkeypatch):
-    monkeypatch.setattr(parity, "CHUNKS", ((8, 2), (4, 1)))
+CHANGED = {
+    "moe_tiny": """
+        encoder.global_cmvn.mean encoder.embed.conv.2.weight encoder.encoders.0.feed_forward_macaron.gate.weight
+        encoder.encoders.2.feed_forward.experts.7.w_1.weight encoder.encoders.0.self_attn.linear_q.weight
+        encoder.position_biases.weight encoder.encoders.0.self_attn.linear_pos.weight
+        encoder.encoders.2.conv_module.depthwise_conv.weight encoder.encoders.2.conv_module.pointwise_conv1.gate.weight
+        encoder.initial_cache encoder.encoders.1.norm_final.bias ctc.ctc_lo.bias decoder.left_decoder.embed.0.weight
+        decoder.left_decoder.decoders.1.feed_forward.experts.5.w_2.bias
+        decoder.right_decoder.decoders.0.src_attn.linear_kv.weight | encoder.embed.out.0.bias
+        encoder.encoders.1.feed_forward.experts.3.w_1.bias encoder.encoders.1.feed_forward.experts.0.w_2.weight
+        encoder.encoders.0.self_attn.linear_q.bias encoder.encoders.2.self_attn.linear_kv.weight
+        decoder.right_decoder.output_layer.weight""",
+    "e_branchformer_moe": """
+        cgmlp.channel_proj1.gate.weight cgmlp.csgu.conv.weight cgmlp.csgu.linear.weight depthwise_conv_fusion.weight
+        feed_forward.experts.3.w_1.weight encoder.initial_gates | cgmlp.csgu.norm.bias cgmlp.channel_proj2.bias
+        merge_proj.weight attn.linear_kv.weight""",
+    "branchformer": "| merge_proj.bias",
+    "branchformer_learned": "pooling_proj2.weight | weight_proj1.weight",
+    "efficient_conformer": """
+        self_attn.position_bias self_attn.pos_bias_u conv_module.depthwise_conv.weight | self_attn.linear_kv.weight
+        self_attn.linear_pos.weight conv_module.norm.weight""",
+    "efficient_conformer_stream": """
+        encoder.initial_cache self_attn.linear_kv.bias | encoder.encoders.2.self_attn.linear_kv.bias""",
+    "learned_positions": "encoder.embed.pos_enc.pe decoder.right_decoder.embed.1.pe",
+    "squeezeformer": """
+        encoder.embed.dw_conv.weight encoder.time_reduction_layer.pw_conv.weight encoder.time_recover_layer.weight
+        self_attn.linear_kv.bias conv_module.pointwise_conv1.gate.bias | encoder.preln.bias ffn2.w_1.bias""",
+    "squeezeformer_full": """
+        encoder.time_reduction_layer.dw_conv.weight self_attn.pos_bias_v | self_attn.linear_pos.weight
+        self_attn.linear_q.weight""",
+}
+"""Weights by network, without the name of the second block; those after a bar only in `make check-all`."""
 
 
 @pytest.fixture(scope="module")
-def exported(export_quickly, tmp_path_factory):
-    """A function from a configuration to its checkpoint and its bundle, which test_export compares with torch."""
+def opened(export_quickly, exported, golden_checkpoint, tmp_path_factory):
+    """A function from a network to its checkpoint, its bundle, which test_export compares with torch, and its model."""
 
     @functools.cache
     def export(name):
         folder = tmp_path_factory.mktemp(name)
-        checkpoint = Checkpoint.open(write_configuration(name, folder / "checkpoint"))
-        return checkpoint, Bundle.open(export_quickly(checkpoint.path, folder / "bundle"))
+        if name == "moe_tiny":
+            checkpoint = golden_checkpoint(name)
+        elif name in FRONT_ENDS:
+            encoder, checkpoint = "transformer" if name.startswith("whisper") else "conformer", folder / "checkpoint"
+            write_random_checkpoint(checkpoint, random_config(encoder=encoder, encoder_conf=FRONT_ENDS[name]), seed=1)
+        else:
+            checkpoint = write_configuration(name, folder / "checkpoint")
+        path = exported(name) if name == "moe_tiny" else export_quickly(checkpoint, folder / "bundle")
+        bundle = Bundle.open(path)
+        return Checkpoint.open(checkpoint), bundle, bundle.load()
 
     return export
 
@@ -97,34 +99,62 @@ def features(num_frames, seed=0):
     return np.random.default_rng(seed).normal(10, 3, (num_frames, 80)).astype(np.float32)
 
 
-@pytest.mark.parametrize(("name", "weight"), CHANGED)
-def test_a_changed_weight_is_found(exported, tmp_path, name, weight):
-    """As in test_export, one value moves by a third of the largest value."""
-    checkpoint, bundle = exported(name)
+def change(model, name, place=None):
+    """Move one value of a weight by a third of its largest value, and return the original."""
+    value = model.graph.initializers[name]
+    original, array = value.const_value, value.const_value.numpy().copy()
+    array.flat[array.size // 2 if place is None else place] += np.abs(array).max() / 3 + 1e-2
+    value.const_value = ir.tensor(array, name=name)
+    return original
+
+
+@pytest.mark.parametrize(("name", "weight"), [
+    pytest.param(name, weight, marks=marks) for name, weights in CHANGED.items()
+    for part, marks in zip(weights.split("|"), ((), pytest.mark.endurance), strict=False) for weight in part.split()
+])  # fmt: skip
+def test_a_changed_weight_is_found(opened, tmp_path, monkeypatch, name, weight):
+    """Parity must fail for each kind of weight."""
+    monkeypatch.setattr(parity, "CHUNKS", ((8, 2),))
+    weight = weight if re.match("encoder|ctc|decoder", weight) else BLOCK + weight
+    checkpoint, bundle, _ = opened(name)
     for file in bundle.path.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     graph = f"{weight.split('.')[0]}.onnx"
     model = ir.load(tmp_path / graph)
-    value = model.graph.initializers[weight]
-    array = value.const_value.numpy().copy()
-    # the last learned position that an utterance can reach
-    array.flat[-1 if weight.endswith(".pe") else array.size // 2] += np.abs(array).max() / 3 + 1e-2
-    value.const_value = ir.tensor(array, name=weight)
+    change(model, weight, -1 if weight.endswith(".pe") else None)  # the last learned position that can be reached
     ir.save(model, tmp_path / graph)
     with pytest.raises(ParityError, match="largest difference"):
         Parity(checkpoint.network(), tmp_path, bundle.manifest, subject=tmp_path).run()
 
 
-def test_layers_have_native_kernels_or_a_reason_and_no_more_positions_than_were_learned(exported):
+@pytest.mark.parametrize("name", FRONT_ENDS)
+def test_each_weight_of_front_ends_counts(opened, tmp_path, name):
+    checkpoint, bundle, model = opened(name)
+    frames, config = features(150), bundle.manifest.model
+    with torch.inference_mode():
+        wanted = checkpoint.network().encoder(torch.from_numpy(frames[None]), torch.tensor([150]))[0][0].numpy()
+    graph = ir.load(bundle.path / "encoder.onnx")
+    names = [each for each in graph.graph.initializers if each.startswith("encoder.embed.") or "rel_k_embed" in each]
+    assert len(names) >= 4
+    assert np.abs(model.encode(frames) - wanted).max() < LIMIT
+    for weight in names:
+        original = change(graph, weight)
+        ir.save(graph, tmp_path / "encoder.onnx")
+        graph.graph.initializers[weight].const_value = original
+        session = Session(tmp_path / "encoder.onnx", config.graphs()[0], bundle.manifest, SessionSettings())
+        assert np.abs(Encoder(session, config).whole(frames) - wanted).max() > LIMIT, weight
+
+
+def test_layers_have_native_kernels_or_a_reason_and_no_more_positions_than_were_learned(opened):
     """A stream with limited left context is moved back before it exceeds them."""
-    _, bundle = exported("learned_positions")
-    model, most = bundle.load(), bundle.manifest.model.num_features(448)
+    _, bundle, model = opened("learned_positions")
+    most = bundle.manifest.model.num_features(448)
     assert len(model.encode(features(most))) == 448
     for chunks in ((), (16, -1)):
         with pytest.raises(ProviderError, match="REFUSED: there are 448 learned positions"):
             model.encode(features(most + 4), *chunks)
     assert len(model.encode(features(most + 4), 16, 4)) == 449
-    content = inspect_bundle(exported("squeezeformer_full")[1].path)
+    content = inspect_bundle(opened("squeezeformer_full")[1].path)
     content["kernels"] |= {"operators": ["Normalization"], "description": "none but one"}
     lines = describe(content).splitlines()
     (native,) = (line for line in lines if line.startswith("  native"))
@@ -132,71 +162,54 @@ def test_layers_have_native_kernels_or_a_reason_and_no_more_positions_than_were_
     assert any(re.match("  onnxruntime  4 x ShiftedAttention, . x Attention: over whole sequences", x) for x in lines)
 
 
-DAMAGED = {
-    "e_branchformer": f"{BLOCK}depthwise_conv_fusion.weight",
-    "branchformer_learned": f"{BLOCK}pooling_proj1.weight",
-    "squeezeformer_full": "encoder.time_reduction_layer.dw_conv.weight",
-    "efficient_conformer_causal": "encoder.encoders.2.self_attn.pos_bias_v",
-    "learned_positions": "decoder.left_decoder.embed.1.pe",
-    "shaw": f"{BLOCK}self_attn.rel_k_embed.weight",
-    "stack_n_frames": "encoder.embed.norm.weight",
-    "linear": "encoder.embed.out.1.bias",
-    "conv1d2": "encoder.embed.conv.0.weight",
-}
-
-
-@pytest.mark.parametrize(("name", "weight"), DAMAGED.items())
+@pytest.mark.parametrize(("name", "weight"), [
+    ("squeezeformer_full", "encoder.time_reduction_layer.dw_conv.weight"),
+    ("efficient_conformer_causal", "encoder.encoders.2.self_attn.pos_bias_v"),
+    ("learned_positions", "decoder.left_decoder.embed.1.pe"),
+])  # fmt: skip
 def test_damaged_checkpoints_are_named(tmp_path, name, weight):
-    folder = write_configuration(name, tmp_path / "checkpoint")
-    state, units = torch.load(folder / "final.pt", weights_only=True), (folder / "units.txt").read_text()
-
-    def refused(changed, message, averaged):
-        torch.save(changed, averaged)
-        with pytest.raises(CheckpointError, match=message):
-            Checkpoint.open(folder, averaged)
-
+    folder, file = write_configuration(name, tmp_path / "checkpoint"), tmp_path / "avg_5.pt"
+    state = torch.load(folder / "final.pt", weights_only=True)
     # like WeNet's average_model.py, which makes counters fractional
     good = {key: torch.true_divide(value, 1) for key, value in state.items()}
-    for where in (folder / "avg_5.pt", tmp_path / "elsewhere.pt"):
-        others = {key: value for key, value in good.items() if key != weight}
-        refused(others, rf"{where.name}: .* 1 tensors missing \({weight}\)", where)
-        refused({**good, weight: torch.ones(3)}, rf"{where.name}: {weight} has shape \(3,\), but train.yaml ", where)
-        extra = {**good, f"{weight}.more": torch.ones(3)}
-        refused(extra, rf"0 tensors missing; 1 tensors not used by the network \({weight}.more\)", where)
-        torch.save(good, where)
-        found = Checkpoint.open(folder, where.name if where.parent == folder else where).tensors
-        assert torch.equal(found[weight], state[weight])
-    (folder / "units.txt").write_text(units.rpartition("\n")[0].rpartition("\n")[0] + "\n")
-    refused(good, "units.txt: has 59 symbols, expected 60, the output_dim in train.yaml", where)
+    extra = f"{weight}.more"
+    for changed, message in (
+        ({key: value for key, value in good.items() if key != weight}, rf"avg_5.pt: .* 1 tensors missing \({weight}\)"),
+        ({**good, weight: torch.ones(3)}, rf"avg_5.pt: {weight} has shape \(3,\), but train.yaml "),
+        ({**good, extra: torch.ones(3)}, rf"0 tensors missing; 1 tensors not used by the network \({extra}\)"),
+    ):
+        torch.save(changed, file)
+        with pytest.raises(CheckpointError, match=message):
+            Checkpoint.open(folder, file)
+    torch.save(good, file)
+    assert torch.equal(Checkpoint.open(folder, file).tensors[weight], state[weight])
 
 
-@pytest.mark.parametrize("name", STREAMING)
-@pytest.mark.parametrize(("chunk_size", "left"), [(4, 1), (8, 0), (6, -1)])
-def test_a_stream_is_the_whole_utterance_under_a_mask_of_chunks(exported, name, chunk_size, left):
-    checkpoint, bundle = exported(name)
-    chunk_size = bundle.manifest.model.whole_chunk(chunk_size)
-    frames = features(203)
-    with torch.inference_mode():
-        masked, _ = checkpoint.network().encoder(torch.from_numpy(frames[None]), torch.tensor([203]), chunk_size, left)
-    np.testing.assert_allclose(bundle.load().encode(frames, chunk_size, left), masked[0].numpy(), atol=1e-4)
+@pytest.mark.parametrize("name", STREAMING.split())
+def test_a_stream_is_the_whole_utterance_under_a_mask_of_chunks(opened, name):
+    checkpoint, bundle, model = opened(name)
+    frames, network = features(131), checkpoint.network()
+    for size, left in ((4, 1), (8, 0), (6, -1)):
+        chunk_size = bundle.manifest.model.whole_chunk(size)
+        with torch.inference_mode():
+            masked, _ = network.encoder(torch.from_numpy(frames[None]), torch.tensor([131]), chunk_size, left)
+        np.testing.assert_allclose(model.encode(frames, chunk_size, left), masked[0].numpy(), atol=1e-4)
 
 
-def test_two_rates_of_frames_take_two_frames_at_a_time(exported, tmp_path):
-    _, bundle = exported("squeezeformer")
-    caches = {cache.name: (cache.num_blocks, cache.shape, cache.rate) for cache in bundle.manifest.model.caches}
-    assert caches == {
-        "att_cache": (2, (4, 0, 16), 1.0), "half_att_cache": (2, (4, 0, 16), 0.5), "cnn_cache": (4, (32, 6), 1.0),
-    }  # fmt: skip
+def test_two_rates_of_frames_take_two_frames_at_a_time(opened, tmp_path):
+    _, bundle, model = opened("squeezeformer")
+    caches = [(cache.name, cache.num_blocks, cache.shape, cache.rate) for cache in bundle.manifest.model.caches]
+    keys = [("att_cache", 2, (4, 0, 16), 1.0), ("half_att_cache", 2, (4, 0, 16), 0.5)]
+    assert sorted(caches) == [*keys[:1], ("cnn_cache", 4, (32, 6), 1.0), *keys[1:]]
     assert bundle.manifest.model.stream_chunk_size == 16
     with pytest.raises(StreamError, match="chunk_size must be a multiple of 2 for this encoder, got 5"):
-        bundle.load().encode(features(100), chunk_size=5)
+        model.encode(features(100), chunk_size=5)
     assert export_sherpa(bundle.path, tmp_path / "sherpa").graphs == (OFFLINE,)
 
 
-@pytest.mark.parametrize("name", FULL_CONTEXT)
-def test_what_needs_the_whole_utterance_refuses_chunks(exported, name):
-    _, bundle = exported(name)
-    model = bundle.load()
+@pytest.mark.parametrize("name", FULL_CONTEXT.split())
+def test_what_needs_the_whole_utterance_refuses_chunks(opened, name):
+    _, _, model = opened(name)
     assert model.encode(features(100)).shape == (96 // model.config.subsampling_rate, 32)
     with pytest.raises(StreamError, match="cannot stream"):
         model.encode(features(100), chunk_size=16)
@@ -209,10 +222,8 @@ def test_what_needs_the_whole_utterance_refuses_chunks(exported, name):
     ("efficient_conformer_stream", "the encoder keeps att_cache_2, cnn_cache_2, which"),
     ("efficient_conformer", "looks ahead or was not trained on chunks, so .* then use the offline client"),
 ])  # fmt: skip
-def test_encoders_that_the_online_client_of_sherpa_onnx_cannot_hold(exported, name, reason):
-    """Each refusal names an alternative."""
-    _, bundle = exported(name)
-    said = []
+def test_encoders_that_the_online_client_of_sherpa_onnx_cannot_hold(opened, name, reason):
+    bundle, said = opened(name)[1], []
     graphs = supported_graphs(bundle.path, bundle.manifest, bundle.tokens, SherpaOptions(), said.append)
     assert graphs == (OFFLINE,)
     instead = "" if "looks ahead" in reason else ".*: use u2moe convert --profile streaming"
@@ -220,39 +231,35 @@ def test_encoders_that_the_online_client_of_sherpa_onnx_cannot_hold(exported, na
 
 
 @pytest.mark.parametrize(("name", "recipe"), [
-    ("e_branchformer_moe", "int8"),
-    ("e_branchformer_moe", "int4-experts"),
+    *((name, "int8") for name in ("e_branchformer_moe", "squeezeformer", *FRONT_ENDS)),
     ("branchformer", "int8"),
-    ("squeezeformer", "int8"),
     ("efficient_conformer_stream", "int8"),
+    ("e_branchformer_moe", "int4-experts"),
     ("efficient_conformer_experts_in_the_decoder", "int4-experts"),
     ("branchformer", "int4"),
-    *(
-        pytest.param(*case, marks=pytest.mark.endurance)
-        for case in (
-            ("squeezeformer_full", "int8"),
-            ("squeezeformer_experts_in_the_decoder", "int4-experts"),
-            ("branchformer_experts_in_the_decoder", "int4-experts"),
-            ("squeezeformer", "int4"),
-            ("efficient_conformer_stream", "int4"),
-        )
-    ),
+    *(pytest.param(*case, marks=pytest.mark.endurance) for case in (
+        ("squeezeformer_full", "int8"),
+        ("squeezeformer_experts_in_the_decoder", "int4-experts"),
+        ("branchformer_experts_in_the_decoder", "int4-experts"),
+        ("squeezeformer", "int4"),
+        ("efficient_conformer_stream", "int4"))),
 ])  # fmt: skip
-def test_quantization_reads_layers_and_no_names_of_encoders(exported, sound, tmp_path, name, recipe):
-    """All large weights are quantized, and outputs stay close to float32; a report of each encoder shows it."""
-    _, bundle = exported(name)
+def test_quantization_reads_layers_and_no_names_of_encoders(opened, sound, tmp_path, name, recipe):
+    _, bundle, model = opened(name)
     soundfile.write(tmp_path / "sound.wav", sound[:16_000], 16_000)
-    path, audio = tmp_path / "quantized", [tmp_path / "sound.wav"] * (recipe == "int8")
+    path, audio = tmp_path / "quantized", [tmp_path / "sound.wav"] * (recipe == "int8" and name not in FRONT_ENDS)
     quantized, report = quantize_bundle(bundle.path, path, RECIPES[recipe], audio=audio)
     assert quantized.manifest.quantization["num_weights"]["feed_forward"] >= 4
-    frames, config = features(203), bundle.manifest.model
+    frames, config, made = features(150), bundle.manifest.model, quantized.load()
     if audio:
         shown = ["full context", *([f"chunk {config.stream_chunk_size}, left 4"] if config.streaming else [])]
         assert list(report["speed"]["encoder"]) == shown
         assert max(each["relative"] for each in report["weight_error"].values()) < 0.2
     for chunk in (None, config.whole_chunk(8)) if config.streaming else (None,):
-        found, expected = (each.load().encode(frames, chunk) for each in (quantized, bundle))
-        assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.9
+        found, expected = (each.encode(frames, chunk) for each in (made, model))
+        # in networks of random weights: 0.15 of the deviation in int8, a correlation of about 0.9 in 4 bits
+        limit = 0.15 if recipe == "int8" else 0.44
+        assert 0 < np.sqrt(np.mean((found - expected) ** 2)) < limit * expected.std()
 
 
 @pytest.mark.parametrize(("encoder", "conf", "error", "message"), [
@@ -265,6 +272,12 @@ def test_quantization_reads_layers_and_no_names_of_encoders(exported, sound, tmp
     ("branchformer", {"cgmlp_weight": [0.5]}, CheckpointError, "a number, or one for each of 2 blocks"),
     ("branchformer", {"merge_method": "fixed_ave", "cgmlp_weight": 1}, UnsupportedError, "above 0 and below 1"),
     ("branchformer", {"merge_method": "sum"}, UnsupportedError, "merge_method is 'sum'"),
+    ("branchformer", {"activation_type": "relu"}, UnsupportedError, "encoder_conf has unknown keys activation_type"),
+    ("branchformer", {"attention_layer_type": "selfattn", "selfattention_layer_type": "selfattn"}, UnsupportedError,
+     "keys selfatt"),
+    ("dual_conformer", {"final_norm": True}, UnsupportedError, "final_norm is True, .* dual conformer does not supp"),
+    ("dual_conformer", {"conv_inner_factor": 2}, UnsupportedError, "factor is 2, .* dual conformer does not suppor"),
+    ("efficientConformer", {"cnn_module_norm": "rms_norm"}, UnsupportedError, "norm is 'rms_norm', .*: batch_norm"),
     ("efficientConformer", {"mlp_type": "moe"}, UnsupportedError, "mlp_type is 'moe', which is not supported"),
     ("efficientConformer", {"efficient_conf": {"stride": [2, 2]}}, CheckpointError, "must be one number for each"),
     ("efficientConformer", {"efficient_conf": {"groups": 2}}, UnsupportedError, "unknown keys groups"),

@@ -3,16 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from u2moe.runtime import (
-    Bundle,
-    ProviderError,
-    RescoringWeights,
-    StreamError,
-    attention_beam_search,
-    attention_rescoring,
-    ctc_greedy_search,
-    ctc_prefix_beam_search,
-)
+from u2moe.runtime import Bundle, RescoringWeights, attention_beam_search, attention_rescoring, ctc_greedy_search
+from u2moe.runtime.decoding.ctc import ctc_prefix_beam_search
+from u2moe.runtime.errors import ProviderError, StreamError
 from u2moe.runtime.model import model as model_module
 from u2moe.runtime.model.model import Model, _batches, _Size
 
@@ -32,7 +25,6 @@ def encode(model, golden, utterance, mode):
 
 
 def test_everything_equals_wenet(golden, golden_model):
-    """All utterances and modes of the golden files are compared, from features to the scores of each search."""
     for utterance, mode, results in golden.cases():
         encoder_out, expected_out = encode(golden_model, golden, utterance, mode)
         # Single precision for outputs of magnitude 1 after three blocks.
@@ -54,19 +46,12 @@ def test_everything_equals_wenet(golden, golden_model):
                 assert best.hypothesis.tokens == expected["tokens"]
                 assert best.score == pytest.approx(expected["score"], abs=1e-3)
                 np.testing.assert_allclose(best.token_confidences, expected["tokens_confidence"], rtol=1e-3)
-
-
-@pytest.mark.parametrize("length_penalty", [0.0, 0.6])
-def test_attention_beam_search_equals_wenet(golden, golden_model, length_penalty):
-    for utterance, mode, results in golden.cases():
-        if utterance not in ("u131", "u15"):  # the decoder runs once per token, so use only short utterances
-            continue
-        encoder_out, _ = encode(golden_model, golden, utterance, mode)
-        best = attention_beam_search(
-            lambda tokens, out=encoder_out: golden_model.token_scores(out, tokens).next, len(encoder_out), beam_size=5,
-            eos=golden_model.config.eos, length_penalty=length_penalty,
-        )[0]  # fmt: skip
-        assert best.tokens == results[f"attention beam=5 length_penalty={length_penalty}"]["tokens"]
+        for length_penalty in (0.0, 0.6) if utterance in ("u131", "u15") else ():  # the decoder runs once per token
+            best = attention_beam_search(
+                lambda tokens, out=encoder_out: golden_model.token_scores(out, tokens).next, len(encoder_out),
+                beam_size=5, eos=golden_model.config.eos, length_penalty=length_penalty,
+            )[0]  # fmt: skip
+            assert best.tokens == results[f"attention beam=5 length_penalty={length_penalty}"]["tokens"]
 
 
 def test_rescore_sums_the_token_scores(golden, golden_model):
@@ -77,11 +62,6 @@ def test_rescore_sums_the_token_scores(golden, golden_model):
     np.testing.assert_allclose(left, scores.left.sum(axis=1), rtol=1e-6)
     np.testing.assert_allclose(right, scores.right.sum(axis=1), rtol=1e-6)
     assert np.all(scores.left[1, 1:] == 0)
-    # Scores are equal alone and together with utterances of other lengths.
-    for row, tokens in enumerate(hypotheses):
-        alone, alone_right = golden_model.rescore(encoder_out, [tokens])
-        assert alone[0] == pytest.approx(left[row], abs=1e-4)
-        assert alone_right[0] == pytest.approx(right[row], abs=1e-4)
     # The distribution after a prefix contains the score of its extension.
     extended = golden_model.token_scores(encoder_out, [[5, 6], [5, 6, 7]])
     assert extended.next[0, 7] == pytest.approx(extended.left[1, 2], abs=1e-5)
@@ -94,7 +74,7 @@ def same_number(num):
     return st.lists(hypotheses, min_size=1, max_size=3)
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(st.integers(1, 5).flatmap(same_number))
 def test_hypotheses_that_share_tokens_have_the_scores_that_they_have_alone(golden_model, utterances):
     random = np.random.default_rng(0)
@@ -110,8 +90,6 @@ def test_hypotheses_that_share_tokens_have_the_scores_that_they_have_alone(golde
 
 
 class Counted:
-    """A session that counts its calls, and the utterances in each."""
-
     def __init__(self, session):
         self.session = session
         self.batches = []
@@ -121,33 +99,34 @@ class Counted:
         return self.session.run(feeds)
 
 
+def counted(model):
+    decoder = Counted(model._decoder)
+    return Model(model.manifest, model.encoder.session, model._ctc, decoder), decoder.batches
+
+
+def check_equal(scores, expected):
+    """A matrix product with more rows may sum them in another order."""
+    for name in ("left", "right", "next"):
+        own, others = getattr(scores, name), getattr(expected, name)
+        assert (own is None) == (others is None)
+        if own is not None:
+            assert own.shape == others.shape
+            np.testing.assert_allclose(own, others, atol=1e-4)
+
+
 def test_utterances_of_like_length_share_a_decoder_call(golden_model):
-    """Scores are the same for an utterance alone and with any others, in any order."""
     random = np.random.default_rng(0)
     vocab, dim = golden_model.config.vocab_size, golden_model.config.output_size
-    sizes = [
-        (30, 8, 3), (90, 25, 3), (29, 7, 3), (31, 8, 2), (31, 8, 3), (50, 8, 3), (20, 0, 1), (20, 0, 0), (95, 25, 3),
-    ]  # fmt: skip
-    utterances = [
-        (
-            random.standard_normal((num_frames, dim), np.float32),
-            [random.integers(1, vocab - 1, max(length - i, 0)).tolist() for i in range(num)],
-        )
-        for num_frames, length, num in sizes
-    ]
-    decoder = Counted(golden_model._decoder)
-    counted = Model(golden_model.manifest, golden_model.encoder.session, golden_model._ctc, decoder)
-    found = counted.token_scores_of(utterances)
-    assert sorted(decoder.batches) == [1, 1, 1, 2, 3]
+    utterances, sizes = [], "30 8 3, 90 25 3, 29 7 3, 31 8 2, 31 8 3, 50 8 3, 20 0 1, 20 0 0, 95 25 3"
+    for size in sizes.split(", "):
+        num_frames, length, num = map(int, size.split())
+        hypotheses = [random.integers(1, vocab - 1, max(length - i, 0)).tolist() for i in range(num)]
+        utterances.append((random.standard_normal((num_frames, dim), np.float32), hypotheses))
+    model, batches = counted(golden_model)
+    found = model.token_scores_of(utterances)
+    assert sorted(batches) == [1, 1, 1, 2, 3]
     for scores, utterance in zip(found, utterances, strict=True):
-        alone = golden_model.token_scores(*utterance)
-        assert scores.left.shape == alone.left.shape
-        # A matrix product with more rows may sum them in another order.
-        np.testing.assert_allclose(scores.left, alone.left, atol=1e-4)
-        np.testing.assert_allclose(scores.next, alone.next, atol=1e-4)
-        assert (scores.right is None) == (alone.right is None)
-        if scores.right is not None:
-            np.testing.assert_allclose(scores.right, alone.right, atol=1e-4)
+        check_equal(scores, golden_model.token_scores(*utterance))
 
 
 def test_hypotheses_of_a_long_utterance_are_scored_in_several_calls(golden_model, monkeypatch):
@@ -157,15 +136,9 @@ def test_hypotheses_of_a_long_utterance_are_scored_in_several_calls(golden_model
     hypotheses = [random.integers(1, golden_model.config.vocab_size - 1, 12 - i).tolist() for i in range(5)]
     expected = golden_model.token_scores(output, hypotheses)
     monkeypatch.setattr(model_module, "_MOST_PAIRS", 2 * 12 * 90)
-    decoder = Counted(golden_model._decoder)
-    found = Model(golden_model.manifest, golden_model.encoder.session, golden_model._ctc, decoder)
-    scores = found.token_scores(output, hypotheses)
-    assert len(decoder.batches) == 3
-    for name in ("left", "right", "next"):
-        own, others = getattr(scores, name), getattr(expected, name)
-        assert (own is None) == (others is None)
-        if own is not None:
-            np.testing.assert_allclose(own, others, atol=1e-4)
+    model, batches = counted(golden_model)
+    check_equal(model.token_scores(output, hypotheses), expected)
+    assert len(batches) == 3
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 60), st.integers(1, 500)), max_size=40), st.randoms())
@@ -183,37 +156,34 @@ def test_calls_are_neither_padded_much_nor_large(sizes, random):
         assert len(own) == 1 or num_tokens <= 512
 
 
-@pytest.mark.parametrize("chunk_size", [None, 1, 16])
-@pytest.mark.parametrize(("num_frames", "time"), [(0, 0), (1, 0), (6, 0), (7, 1), (10, 1), (11, 2), (70, 16)])
-def test_lengths(model, chunk_size, num_frames, time):
-    encoder_out = model.encode(np.zeros((num_frames, 80)), chunk_size=chunk_size)
-    assert encoder_out.shape == (time, 64)
-    assert encoder_out.dtype == np.float32
-    assert model.ctc(encoder_out).shape == (time, model.config.vocab_size)
+def test_lengths(model):
+    for chunk_size in (None, 1, 16):
+        for num_frames, time in ((0, 0), (1, 0), (6, 0), (7, 1), (10, 1), (11, 2), (70, 16)):
+            encoder_out = model.encode(np.zeros((num_frames, 80)), chunk_size=chunk_size)
+            assert (encoder_out.shape, encoder_out.dtype) == ((time, 64), np.float32)
+            assert model.ctc(encoder_out).shape == (time, model.config.vocab_size)
 
 
 def test_refused_arguments_also_without_decoder(model):
-    with pytest.raises(ValueError, match=r"features must be \[time, 80\], got shape \(3, 40\)"):
-        model.encode(np.zeros((3, 40)))
-    with pytest.raises(ValueError, match="encoder_out must be"):
-        model.ctc(np.zeros(64))
-    with pytest.raises(ValueError, match="at least one frame"):
-        model.rescore(np.zeros((0, 64)), [[1]])
-    for token in (-1, 60):
-        with pytest.raises(ValueError, match=r"token ids outside 0\.\.59"):
-            model.rescore(np.zeros((3, 64)), [[1, token]])
-    assert [len(scores) for scores in model.rescore(np.zeros((3, 64)), [])] == [0, 0]
     ctc_only = Model(model.manifest, model.encoder.session, model._ctc, None)
     assert not ctc_only.has_decoder
-    with pytest.raises(StreamError, match="no attention decoder"):
-        ctc_only.rescore(np.zeros((3, 64)), [[1]])
+    assert [len(scores) for scores in model.rescore(np.zeros((3, 64)), [])] == [0, 0]
+    for call, arguments, error, message in (
+        (model.encode, (np.zeros((3, 40)),), ValueError, r"features must be \[time, 80\], got shape \(3, 40\)"),
+        (model.ctc, (np.zeros(64),), ValueError, "encoder_out must be"),
+        (model.rescore, (np.zeros((0, 64)), [[1]]), ValueError, "at least one frame"),
+        (model.rescore, (np.zeros((3, 64)), [[1, -1]]), ValueError, r"token ids outside 0\.\.59"),
+        (model.rescore, (np.zeros((3, 64)), [[1, 60]]), ValueError, r"token ids outside 0\.\.59"),
+        (ctc_only.rescore, (np.zeros((3, 64)), [[1]]), StreamError, "no attention decoder"),
+    ):
+        with pytest.raises(error, match=message):
+            call(*arguments)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 800.0])
 @pytest.mark.parametrize("output", ["log_probs", "score", "r_score", "next_log_probs"])
-def test_what_is_no_probability_is_refused(bundle, monkeypatch, output, value):
+def test_what_is_no_probability_is_refused(model, monkeypatch, output, value):
     """Damaged weights cause such outputs. NaN would order hypotheses at random, and values above 1 would overflow."""
-    model = bundle.load()
     encoder_out = model.encode(np.zeros((40, model.config.feature_size), np.float32))
     assert np.isfinite(model.ctc(encoder_out)).all()
     assert np.isfinite(model.rescore(encoder_out, [[5, 6], [7]])).all()

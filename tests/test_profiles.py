@@ -20,6 +20,7 @@ from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.text.vocabulary import Vocabulary
 
 CLIPS = sorted(DEMO_FOLDER.glob("clips/*.flac"))
+GREEDY = DecodingOptions(search="ctc_greedy")
 needs_extensions = pytest.mark.skipif(
     find_spec("onnxruntime_extensions") is None, reason="needs onnxruntime-extensions: pip install 'u2moe[clip]'"
 )
@@ -27,7 +28,7 @@ needs_extensions = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def demo():
-    return Bundle.open(DEMO_FOLDER)
+    return Recognizer.load()
 
 
 def converted(profile, folder, **settings):
@@ -52,32 +53,29 @@ def streamed(run, manifest, samples, chunk_size=16, left=4):
 
 @pytest.mark.slow
 def test_clips_as_streams_of_samples(demo, tmp_path):
-    runs = converted("streaming", tmp_path / "out")
-    options = DecodingOptions(
-        chunk_size=16, num_left_chunks=4, search="ctc_prefix_beam", beam_size=10, language_model="none"
-    )
-    recognizer = Recognizer.from_pretrained(options=options)
+    runs, bundle = converted("streaming", tmp_path / "out"), demo.bundle
+    search = {"search": "ctc_prefix_beam", "beam_size": 10, "language_model": "none"}
+    options = DecodingOptions(chunk_size=16, num_left_chunks=4, **search)
     for clip in CLIPS:
         samples, _ = soundfile.read(clip, dtype="float32")
-        expected = recognizer.transcribe(clip).text
+        expected = demo.transcribe(clip, options=options).text
         for run in runs:
-            best = ctc_prefix_beam_search(streamed(run, demo.manifest, samples), 10)[0]
-            assert demo.vocabulary.text(best.tokens) == expected
+            best = ctc_prefix_beam_search(streamed(run, bundle.manifest, samples), 10)[0]
+            assert bundle.vocabulary.text(best.tokens) == expected
 
 
 @pytest.mark.slow
 def test_clips_as_recordings(demo, tmp_path):
-    runs = converted("offline", tmp_path / "out")
-    recognizer = Recognizer.from_pretrained(options=DecodingOptions(search="ctc_greedy"))
+    runs, manifest = converted("offline", tmp_path / "out"), demo.bundle.manifest
     for clip in CLIPS:
         samples, _ = soundfile.read(clip, dtype="float32")
-        expected = recognizer.transcribe(clip)
+        expected = demo.transcribe(clip, options=GREEDY)
         for run in runs:
             found = run({"samples": samples[None]})
-            assert demo.vocabulary.text(found["tokens"]) == expected.text
+            assert demo.bundle.vocabulary.text(found["tokens"]) == expected.text
             moved = np.abs(found["times"] - expected.segments[0].times)
             # a token begins one frame earlier or later if it and the blank are equally likely: roundings of int8 decide
-            assert moved.max() < samples_per_frame(demo.manifest) / demo.manifest.features.sample_rate + 1e-3
+            assert moved.max() < samples_per_frame(manifest) / manifest.features.sample_rate + 1e-3
             assert np.count_nonzero(moved > 1e-3) <= 1
 
 
@@ -102,39 +100,32 @@ def test_recordings_have_the_padding_of_the_bundle(bundle, model, sound, tmp_pat
 
 @pytest.mark.slow
 @needs_extensions
-def test_clips_as_files(tmp_path):
+def test_clips_as_files(demo, tmp_path):
     runs = converted("clip", tmp_path / "out", extensions=True)
-    recognizer = Recognizer.from_pretrained(options=DecodingOptions(search="ctc_greedy"))
+
+    def texts(content):
+        return [run({"audio": np.frombuffer(content, np.uint8)[None]})["text"].tolist() for run in runs]
+
     for clip in CLIPS:
         samples, rate = soundfile.read(clip, dtype="float32")
         stereo = np.stack([samples, samples], axis=1)
         for name in ("a.wav", "b.flac"):
             soundfile.write(tmp_path / name, stereo, rate)
-            content, expected = (tmp_path / name).read_bytes(), recognizer.transcribe(tmp_path / name).text
-            for run in runs:
-                assert run({"audio": np.frombuffer(content, np.uint8)[None]})["text"].tolist() == [expected]
-        # AudioDecoder keeps the silence that MP3 encoders add in front, which libsndfile removes: words may differ.
-        soundfile.write(tmp_path / "c.mp3", stereo, rate)
-        content = (tmp_path / "c.mp3").read_bytes()
-        tagged = b"ID3\x03\x00\x00\x00\x00\x00\x0a" + bytes(10) + content
-        for run in runs:
-            texts = [run({"audio": np.frombuffer(each, np.uint8)[None]})["text"].tolist() for each in (content, tagged)]
-            assert texts[0] == texts[1] != [""]
+            expected = demo.transcribe(tmp_path / name, options=GREEDY).text
+            assert texts((tmp_path / name).read_bytes()) == [[expected]] * 2
+    # AudioDecoder keeps the silence that MP3 encoders add in front, which libsndfile removes: words may differ.
+    soundfile.write(tmp_path / "c.mp3", stereo, rate)
+    content = (tmp_path / "c.mp3").read_bytes()
+    assert texts(content) == texts(b"ID3\x03\x00\x00\x00\x00\x00\x0a" + bytes(10) + content)
+    assert [""] not in texts(content)
 
 
 @needs_extensions
 def test_the_detokenizer_gives_the_text_of_the_vocabulary(bundle):
-    """Symbols of all kinds in vocabularies, and all characters that Python treats as spaces."""
     spaces = [chr(code) for code in range(0x3001) if chr(code).isspace() and chr(code) != "\n"]
     symbols = ["<blank>", "<unk>", "▁", "▁A", "B", "$1", "\\1", "^ ", " $", "中", "é", "a\u0301", "😀", "▁▁", *spaces]
-
-    class Odd:
-        """The bundle with another vocabulary."""
-
-        manifest, tokens = bundle.manifest, symbols
-
-    vocabulary = Vocabulary(symbols, bundle.manifest.text)
-    run = session_of(ir.to_proto(detokenizer_graph(Odd)).SerializeToString(), extensions=True)
+    odd, vocabulary = Bundle(bundle.path, bundle.manifest, symbols), Vocabulary(symbols, bundle.manifest.text)
+    run = session_of(ir.to_proto(detokenizer_graph(odd)).SerializeToString(), extensions=True)
     random = np.random.default_rng(0)
     for length in (*range(6), *[9] * 40):
         tokens = random.integers(0, len(symbols), length)
@@ -143,22 +134,20 @@ def test_the_detokenizer_gives_the_text_of_the_vocabulary(bundle):
 
 @pytest.mark.slow
 @needs_extensions
-@pytest.mark.parametrize(("profile", "operator", "other", "message"), [
-    ("streaming", "Log", "Sqrt", "log_probs: largest difference"),
-    ("offline", "ArgMax", "ArgMin", "tokens: "),
-    ("clip", "ArgMax", "ArgMin", "tokens: "),
-    ("clip", "GreaterOrEqual", "Less", "REFUSED: the clip must be shorter"),
+@pytest.mark.parametrize(("profile", "operator", "scope", "other", "message"), [
+    ("streaming", "Log", "", "Sqrt", "log_probs: largest difference"),
+    ("offline", "ArgMax", "greedy", "ArgMin", "tokens: "),
+    ("clip", "ArgMax", "greedy", "ArgMin", "tokens: "),
+    ("clip", "GreaterOrEqual", "decoder", "Less", "REFUSED: the clip must be shorter"),
 ])  # fmt: skip
 def test_a_wrong_graph_of_each_profile_is_not_written(
-    small_bundle, tmp_path, monkeypatch, profile, operator, other, message
+    small_bundle, tmp_path, monkeypatch, profile, operator, scope, other, message
 ):
     original = conversion.profile_graph
 
     def changed(opened, name):
         model = original(opened, name)
-        scope = {"Log": "", "ArgMax": "greedy", "GreaterOrEqual": "decoder"}[operator]
-        node = next(node for node in model.graph if node.op_type == operator and scope in str(node.name))
-        node.op_type = other
+        next(node for node in model.graph if node.op_type == operator and scope in str(node.name)).op_type = other
         return model
 
     monkeypatch.setattr(conversion, "profile_graph", changed)
@@ -169,37 +158,35 @@ def test_a_wrong_graph_of_each_profile_is_not_written(
 
 @pytest.mark.slow
 def test_graphs_of_networks_of_any_kind(small_bundle, export_quickly, tmp_path):
-    """From a float32 bundle; without convolution; without streams. Each conversion compares."""
+    def exported(name, **arguments):
+        write_random_checkpoint(tmp_path / f"{name}-checkpoint", random_config(**arguments), seed=1)
+        return export_quickly(tmp_path / f"{name}-checkpoint", tmp_path / name)
+
     assert convert_bundle(small_bundle.path, tmp_path / "1", "streaming", ort=True).report.worst.difference < 1e-4
     assert convert_bundle(small_bundle.path, tmp_path / "2", "offline").report.worst.difference < 1e-4
-    write_random_checkpoint(tmp_path / "plain", random_config(encoder="transformer"), seed=1)
-    plain = export_quickly(tmp_path / "plain", tmp_path / "plain-bundle")
+    plain = exported("plain", encoder="transformer")
     assert convert_bundle(plain, tmp_path / "3", "streaming").files == ("decoder.onnx", "streaming.onnx", "tokens.txt")
-    looks_ahead = random_config(encoder_conf={"causal": False, "cnn_module_kernel": 7})
-    write_random_checkpoint(tmp_path / "ahead", looks_ahead, seed=1)
-    ahead = export_quickly(tmp_path / "ahead", tmp_path / "ahead-bundle")
+    ahead = exported("ahead", encoder_conf={"causal": False, "cnn_module_kernel": 7})
     convert_bundle(ahead, tmp_path / "4", "offline")
-    with pytest.raises(UnsupportedError, match="trained for full context: use --profile offline"):
-        convert_bundle(ahead, tmp_path / "5", "streaming")
-    chunks = random_config(encoder_conf={"static_chunk_size": 4, "use_dynamic_chunk": False})
-    write_random_checkpoint(tmp_path / "chunks", chunks, seed=1)
-    static = export_quickly(tmp_path / "chunks", tmp_path / "chunks-bundle")
-    with pytest.raises(UnsupportedError, match="static_chunk_size is 4, so this encoder was trained only with chunks"):
-        convert_bundle(static, tmp_path / "6", "offline")
-    assert not (tmp_path / "5").exists()
-    assert not (tmp_path / "6").exists()
+    chunks = exported("chunks", encoder_conf={"static_chunk_size": 4, "use_dynamic_chunk": False})
+    for source, profile, message in (
+        (ahead, "streaming", "trained for full context: use --profile offline"),
+        (chunks, "offline", "static_chunk_size is 4, so this encoder was trained only with chunks"),
+    ):
+        with pytest.raises(UnsupportedError, match=message):
+            convert_bundle(source, tmp_path / "5", profile)
+        assert not (tmp_path / "5").exists()
 
 
-def test_a_bundle_in_ort_format(bundle, tmp_path):
-    found = convert_bundle(bundle.path, tmp_path / "ort", "ort")
-    files = json.loads((found.path / "bundle.json").read_text(encoding="utf-8"))["files"]
+def test_a_bundle_in_ort_format(ort_bundle):
+    files = json.loads((ort_bundle / "bundle.json").read_text(encoding="utf-8"))["files"]
     names = {"encoder.ort", "ctc.ort", "decoder.ort", "features.ort", "tokens.txt", "required_operators.config"}
     assert set(files) == names
-    assert set(found.files) == names | {"bundle.json"}
-    assert (found.path / "required_operators.config").read_text(encoding="utf-8").startswith("ai.onnx;")
-    assert onnxruntime.InferenceSession(found.path / "ctc.ort").get_inputs()[0].name == "encoder_out"
+    assert {file.name for file in ort_bundle.iterdir()} == names | {"bundle.json"}
+    assert (ort_bundle / "required_operators.config").read_text(encoding="utf-8").startswith("ai.onnx;")
+    assert onnxruntime.InferenceSession(ort_bundle / "ctc.ort").get_inputs()[0].name == "encoder_out"
     with pytest.raises(BundleError, match=r"'encoder\.onnx' is not listed"):
-        Bundle.open(found.path)
+        Bundle.open(ort_bundle)
 
 
 @pytest.mark.slow
@@ -209,18 +196,21 @@ def test_quantized_graphs_in_ort_format_need_no_native_kernels(quantized, tmp_pa
 
 
 def test_targets_names_and_commands(bundle, tmp_path, capsys):
-    with pytest.raises(ValueError, match="profile must be one of streaming, offline, clip, ort, got 'other'"):
-        convert_bundle(bundle.path, tmp_path / "out", "other")
-    with pytest.raises(UnsupportedError, match="cannot convert a bundle in place"):
-        convert_bundle(bundle.path, bundle.path, "offline", overwrite=True)
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "file").write_text("")
-    with pytest.raises(BundleError, match=r"contains no tokens\.txt"):
-        convert_bundle(bundle.path, tmp_path / "precious", "offline", overwrite=True)
-    assert main(["convert", str(bundle.path), str(tmp_path / "1"), "--profile", "offline"]) == 0
+    for error, message, out, profile in (
+        (ValueError, "profile must be one of streaming, offline, clip, ort, got 'other'", tmp_path / "out", "other"),
+        (UnsupportedError, "cannot convert a bundle in place", bundle.path, "offline"),
+        (BundleError, r"contains no tokens\.txt", tmp_path / "precious", "offline"),
+    ):
+        with pytest.raises(error, match=message):
+            convert_bundle(bundle.path, out, profile, overwrite=True)
+    command = ["convert", str(bundle.path), str(tmp_path / "1"), "--profile"]
+    for options, message in (
+        (["streaming", "--chunk-size", "8"], "--chunk-size and --num-left-chunks require --profile sherpa-onnx"),
+        (["sherpa-onnx", "--ort"], "--ort does not apply to --profile sherpa-onnx"),
+    ):
+        assert main([*command, *options]) == 1
+        assert message in capsys.readouterr().err
+    assert main([*command, "offline"]) == 0
     assert f"wrote {tmp_path / '1'}: offline.onnx, tokens.txt" in capsys.readouterr().out
-    again = ["convert", str(bundle.path), str(tmp_path / "2"), "--profile"]
-    assert main([*again, "streaming", "--chunk-size", "8"]) == 1
-    assert "--chunk-size and --num-left-chunks require --profile sherpa-onnx" in capsys.readouterr().err
-    assert main([*again, "sherpa-onnx", "--ort"]) == 1
-    assert "--ort does not apply to --profile sherpa-onnx" in capsys.readouterr().err

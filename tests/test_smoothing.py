@@ -18,11 +18,8 @@ from u2moe.runtime import Bundle
 HYPOTHESES = [[1, 2, 3], [4], []]
 PARTS = [slice(0, 1), slice(2, 4)]
 """Fields of `outputs`: log-probabilities, and scores of the decoders."""
-
 KINDS = ("norms", "heads", "front", "projection", "output")
 """Rescalings combined by "all"."""
-
-
 GOLDEN = [pytest.param(name, marks=pytest.mark.endurance) for name in ("moe_tiny", "dense_tiny")]
 
 
@@ -51,6 +48,21 @@ def recordings(tmp_path_factory):
     return sorted(write_noise(tmp_path_factory.mktemp("recordings"), 3, 48_000).iterdir())
 
 
+@pytest.fixture(scope="module")
+def frames(plain, recordings):
+    return features_of(plain, recordings[:1])[0]
+
+
+@pytest.fixture(scope="module")
+def calibrated_recipe(recordings):
+    return recipe("int8", calibration=recordings[1:])
+
+
+@pytest.fixture(scope="module")
+def expected(plain, frames):
+    return outputs(plain, frames)
+
+
 def outputs(bundle, frames):
     """Compute all outputs of a bundle for features, except the encoder output, whose channels are scaled."""
     model = bundle.load()
@@ -58,30 +70,28 @@ def outputs(bundle, frames):
     return [model.ctc(encoded), model.ctc(streamed), *model.rescore(encoded, HYPOTHESES)]
 
 
+def check_equal(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.slow
-def test_outliers_and_their_removal_change_no_bit_in_float32(plain, hard, recordings, tmp_path):
-    (frames,) = features_of(plain, recordings[:1])
+def test_outliers_and_their_removal_change_no_bit_in_float32(plain, hard, recordings, frames, expected, tmp_path):
     activations = recorded(hard, features_of(plain, recordings[1:]), tmp_path)
     smoothed = rewritten_bundle(hard, tmp_path / "smoothed", lambda models: smooth(models, activations))
     again = recorded(smoothed, features_of(plain, recordings[1:]), tmp_path)
     for site in sites_of(*(ir.load(smoothed.path / graph.file) for graph in plain.manifest.model.graphs())):
         if site.name:  # recorded rows are scaled with the graph
             np.testing.assert_array_equal(again.rows(site.name), activations.rows(site.name))
-    for expected, *others in zip(*(outputs(item, frames) for item in (plain, hard, smoothed)), strict=True):
-        for found in others:
-            np.testing.assert_array_equal(found, expected)
+    for bundle in (hard, smoothed):
+        check_equal(outputs(bundle, frames), expected)
 
 
 @pytest.mark.slow
-def test_int8_loses_to_outliers_until_they_are_smoothed(plain, hard, recordings, tmp_path):
-    """Smoothing makes it as good as without outliers."""
-    (frames,) = features_of(plain, recordings[:1])
-    calibrated = recipe("int8", calibration=recordings[1:])
-    expected = outputs(plain, frames)
+def test_int8_loses_to_outliers_until_they_are_smoothed(plain, hard, calibrated_recipe, frames, expected, tmp_path):
     errors = []
-    for number, (bundle, by) in enumerate([(plain, recipe("int8")), (hard, recipe("int8")), (hard, calibrated)]):
-        made, _ = quantize_bundle(bundle.path, tmp_path / str(number), by)
-        found = outputs(made, frames)
+    for bundle, by in ((plain, recipe("int8")), (hard, recipe("int8")), (hard, calibrated_recipe)):
+        found = outputs(quantize_bundle(bundle.path, tmp_path / "int8", by, overwrite=True)[0], frames)
         errors.append([relative_error(np.array(expected[part]), np.array(found[part])) for part in PARTS])
     for plainly, hardly, smoothly in zip(*errors, strict=True):
         assert hardly > 4 * plainly
@@ -89,22 +99,20 @@ def test_int8_loses_to_outliers_until_they_are_smoothed(plain, hard, recordings,
 
 
 @pytest.fixture(scope="module")
-def calibrated_plain(plain, recordings, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("calibrated") / "bundle"
-    return quantize_bundle(plain.path, folder, recipe("int8", calibration=recordings[1:]))[0]
+def calibrated_plain(plain, calibrated_recipe, tmp_path_factory):
+    return quantize_bundle(plain.path, tmp_path_factory.mktemp("calibrated") / "bundle", calibrated_recipe)[0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["all", "tiny", *(pytest.param(kind, marks=pytest.mark.endurance) for kind in KINDS)])
-def test_rescalings_that_change_nothing_in_float32_cost_nothing(kind, plain, calibrated_plain, recordings, tmp_path):
+def test_rescalings_in_float32_cost_nothing(
+    kind, plain, calibrated_plain, calibrated_recipe, frames, expected, tmp_path
+):
     """The rescalings do not use `sites_of`: gains of norms, values of heads, channels of the front end, encoder
     output."""
     rescaled = rewritten_bundle(plain, tmp_path / "rescaled", lambda models: rescale(models, kind))
-    frames = features_of(plain, recordings[:1])[0]
-    expected = outputs(plain, frames)
-    for one, other in zip(expected, outputs(rescaled, frames), strict=True):
-        np.testing.assert_array_equal(one, other)
-    calibrated, _ = quantize_bundle(rescaled.path, tmp_path / "out", recipe("int8", calibration=recordings[1:]))
+    check_equal(outputs(rescaled, frames), expected)
+    calibrated, _ = quantize_bundle(rescaled.path, tmp_path / "out", calibrated_recipe)
     lost, _ = quantize_bundle(rescaled.path, tmp_path / "int8", recipe("int8"))
     made = (calibrated_plain, calibrated, lost)
     plainly, calibratedly, hardly = (relative_error(expected[0], outputs(bundle, frames)[0]) for bundle in made)
@@ -114,69 +122,57 @@ def test_rescalings_that_change_nothing_in_float32_cost_nothing(kind, plain, cal
     assert sizes[0] == sizes[1]
 
 
+CHANNELS = [
+    ("front", "encoder.embed.conv.0", r"encoder\.embed\.conv\.2\.weight", 1),
+    ("projection", "encoder.embed.conv.2", r"encoder\.embed\.(linear|out\.0)\.weight", 0),
+    ("norms", "encoder.encoders.0.norm_mha", r"encoder\.encoders\.0\.self_attn\.linear_(q|kv)\.weight", 0),
+    ("norms", "encoder.encoders.1.norm_mha", r"encoder\.encoders\.1\.self_attn\.linear_(q|kv)\.weight", 0),
+    ("output", "encoder.after_norm", r"ctc\.ctc_lo\.weight|.*src_attn\.linear_kv\.weight", 0),
+]
+"""Kinds, layers with these channels, weights that read them, and the axis of the latter."""
+
+
 def rescale(models, kind):
     """Multiply channels of the layers of a kind by powers of two, and divide where they are read."""
     random = np.random.default_rng(7)
     weights = {name: value for model in models for name, value in model.graph.initializers.items()}
 
-    def drawn(size):
-        exponents = np.zeros(size, int)
-        exponents[random.choice(size, max(1, size // 25), replace=False)] = 8
-        return exponents
+    def multiply(exponents, name, axis=0):
+        array = np.moveaxis(weights[name].const_value.numpy(), axis, -1)
+        repeated = np.repeat(exponents, array.shape[-1] // len(exponents))
+        weights[name].const_value = ir.tensor(np.moveaxis(np.ldexp(array, repeated), -1, axis), name=name)
 
-    def multiply(exponents, axis, *names):
-        for name in names:
-            array = np.moveaxis(weights[name].const_value.numpy().copy(), axis, -1)
-            weights[name].const_value = ir.tensor(np.moveaxis(np.ldexp(array, exponents), -1, axis), name=name)
-
-    if kind in ("front", "all"):
-        chosen = drawn(len(weights["encoder.embed.conv.0.bias"].const_value.numpy()))
-        multiply(chosen, 0, "encoder.embed.conv.0.weight", "encoder.embed.conv.0.bias")
-        multiply(-chosen, 1, "encoder.embed.conv.2.weight")
-    if kind in ("projection", "all"):
-        chosen = drawn(len(weights["encoder.embed.conv.2.bias"].const_value.numpy()))
-        multiply(chosen, 0, "encoder.embed.conv.2.weight", "encoder.embed.conv.2.bias")
-        (projection,) = (name for name in weights if re.fullmatch(r"encoder\.embed\.(linear|out\.0)\.weight", name))
-        multiply(np.repeat(-chosen, weights[projection].const_value.shape[0] // len(chosen)), 0, projection)
-    for block in range(2):
-        prefix = f"encoder.encoders.{block}."
-        if kind in ("norms", "all"):
-            chosen = drawn(len(weights[f"{prefix}norm_mha.weight"].const_value.numpy()))
-            multiply(chosen, 0, f"{prefix}norm_mha.weight", f"{prefix}norm_mha.bias")
-            multiply(-chosen, 0, f"{prefix}self_attn.linear_q.weight", f"{prefix}self_attn.linear_kv.weight")
-        if kind in ("heads", "all", "tiny"):
-            size = weights[f"{prefix}self_attn.linear_out.weight"].const_value.shape[0] // 4
-            by_head = np.full(4, -20) if kind == "tiny" else np.array([-6, 0, 3, 6])
-            both = np.stack([np.zeros(4, int), by_head])  # keys and values of each head
-            multiply(np.repeat(both.T.ravel(), size), -1, f"{prefix}self_attn.linear_kv.weight")
-            multiply(np.repeat(both.T.ravel(), size), 0, f"{prefix}self_attn.linear_kv.bias")
-            multiply(np.repeat(-by_head, size), 0, f"{prefix}self_attn.linear_out.weight")
-    if kind in ("output", "all"):
-        chosen = drawn(len(weights["encoder.after_norm.bias"].const_value.numpy()))
-        multiply(chosen, 0, "encoder.after_norm.weight", "encoder.after_norm.bias")
-        readers = [name for name in weights if name.endswith("src_attn.linear_kv.weight")]
-        multiply(-chosen, 0, "ctc.ctc_lo.weight", *readers)
+    for own, layer, readers, axis in CHANNELS:
+        if kind in (own, "all"):
+            exponents = np.zeros(weights[f"{layer}.bias"].const_value.size, int)
+            exponents[random.choice(len(exponents), max(1, len(exponents) // 25), replace=False)] = 8
+            for part in ("weight", "bias"):
+                multiply(exponents, f"{layer}.{part}")
+            for name in filter(re.compile(readers).fullmatch, weights):
+                multiply(-exponents, name, axis)
+    for block in range(2) if kind in ("heads", "all", "tiny") else ():
+        attention = f"encoder.encoders.{block}.self_attn"
+        by_head = np.full(4, -20) if kind == "tiny" else np.array([-6, 0, 3, 6])
+        both = np.stack([np.zeros(4, int), by_head]).T.ravel()  # keys and values of each head
+        multiply(both, f"{attention}.linear_kv.weight", -1)
+        multiply(both, f"{attention}.linear_kv.bias")
+        multiply(-by_head, f"{attention}.linear_out.weight")
 
 
 def test_sites_are_where_nothing_else_reads_channels_of_different_size(plain, tmp_path):
-    """Values that leave the graph and weights with other uses are not scaled."""
     model = ir.load(plain.path / "encoder.onnx")
-    names = {site.name for site in sites_of(model)}
-    assert any("norm_mha" in name for name in names)
-    assert any("Attention" in name for name in names)
-    assert not any("after_norm" in name for name in names)
+    for part, is_site in (("norm_mha", True), ("Attention", True), ("after_norm", False)):
+        assert any(part in site.name for site in sites_of(model)) == is_site
     read_twice, shared, leaves = [site for site in sites_of(model) if site.name][:3]
     model.graph.append(ir.node("Abs", [read_twice.value]))
     model.graph.append(ir.node("Abs", [shared.read[0]]))
     model.graph.outputs.append(leaves.value)
     assert not {read_twice.name, shared.name, leaves.name} & {site.name for site in sites_of(model)}
     # Rows and weights without differences are not scaled
-    model = ir.load(plain.path / "encoder.onnx")
+    model, activations = ir.load(plain.path / "encoder.onnx"), Activations(tmp_path)
     for site in sites_of(model):
         for weight in site.read:
             weight.const_value = ir.tensor(np.ones(weight.const_value.shape.numpy(), np.float32), name=weight.name)
-    activations = Activations(tmp_path)
-    for site in sites_of(model):
         if site.name:
             activations.add(site.name, np.ones((4, len(site.channels)), np.float32))
     assert smooth([model], activations) == 0
@@ -194,13 +190,12 @@ def test_every_kind_of_layer_stays_equal(name, export_quickly, tmp_path):
     bundle, num_sites = Bundle.open(written), []
 
     def scale_all(models):
-        random = np.random.default_rng(0)
-        num_sites.append(len(sites_of(*models)))
-        for site in sites_of(*models):
+        random, sites = np.random.default_rng(0), sites_of(*models)
+        num_sites.append(len(sites))
+        for site in sites:
             scale(site, random.integers(-9, 9, len(site.columns)))
 
     scaled = rewritten_bundle(bundle, tmp_path / "scaled", scale_all)
     assert num_sites[0] >= 2
     frames = np.random.default_rng(1).normal(size=(90, bundle.manifest.model.feature_size)).astype(np.float32)
-    for expected, found in zip(outputs(bundle, frames), outputs(scaled, frames), strict=True):
-        np.testing.assert_array_equal(found, expected)
+    check_equal(outputs(scaled, frames), outputs(bundle, frames))

@@ -1,55 +1,38 @@
 """Bundles of fixed shape against their source bundles."""
 
 import dataclasses
+import functools
 import json
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from feeding import OPTIONS, feed, feed_together
 from static_damage import DAMAGED_SHAPES, damaged
 from wenet_directories import write_configuration
 
 from u2moe.export import convert_static
 from u2moe.export.profiles import folding
-from u2moe.export.profiles.calibration import _even_columns, damage
+from u2moe.export.profiles.calibration import damage
 from u2moe.export.profiles.conversion import session_of
 from u2moe.export.profiles.folding import OPERATORS, check_fixed
-from u2moe.runtime import (
-    AudioError,
-    Bundle,
-    DecodingOptions,
-    EndpointConfig,
-    EndpointRule,
-    ParityError,
-    ProviderError,
-    Recognizer,
-    StreamError,
-    UnsupportedError,
-)
+from u2moe.runtime import Bundle, DecodingOptions, Recognizer
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.cli import main
-from u2moe.runtime.errors import BundleError
+from u2moe.runtime.errors import AudioError, BundleError, ParityError, ProviderError, StreamError, UnsupportedError
 from u2moe.runtime.graph.builder import GraphBuilder
 from u2moe.runtime.graph.dispatch import float_mixture
 from u2moe.runtime.graph.fixed import fixed_mixture
 
 CHUNKS = {"chunk_size": 16, "num_left_chunks": 2}
-RULES = EndpointConfig(rule1=None, rule2=None, rule3=EndpointRule(min_utterance_length=1.2))
-DYNAMIC = DecodingOptions(**CHUNKS, endpoint=RULES)
-ENDS = DecodingOptions(endpoint=RULES)
 
 
 @pytest.fixture(scope="module")
 def static(exported, tmp_path_factory):
-    """A function from the name of a golden network to the folder of its bundle of fixed shape, made once."""
-    folders = {}
-
+    @functools.cache
     def convert(name):
-        if name not in folders:
-            folder = tmp_path_factory.mktemp(name) / "static"
-            folders[name] = convert_static(exported(name), folder, **CHUNKS).path
-        return folders[name]
+        return convert_static(exported(name), tmp_path_factory.mktemp(name) / "static", **CHUNKS).path
 
     return convert
 
@@ -59,20 +42,8 @@ def folder(static):
     return static("moe_tiny")
 
 
-def recognised(recognizer, sound, sizes, options):
-    """Return tokens, text and times of all segments of streams decoded together, each fed in its own buffers."""
-    streams = [recognizer.create_stream(options) for _ in sizes]
-    segments = [[] for _ in sizes]
-    for turn in range(max(-(-len(sound) // size) for size in sizes) + 1):
-        for stream, size in zip(streams, sizes, strict=True):
-            if turn * size < len(sound):
-                stream.accept_waveform(16_000, sound[turn * size : (turn + 1) * size])
-            elif (turn - 1) * size < len(sound):
-                stream.input_finished()
-        recognizer.decode_streams(streams)
-        for found, stream in zip(segments, streams, strict=True):
-            found.extend(stream.take_segments())
-    return [[(each.tokens, each.text, each.times) for each in own] for own in segments]
+def timed(segments):
+    return [(each.tokens, each.text, each.times) for each in segments]
 
 
 @pytest.mark.parametrize(("network", "search"), [
@@ -80,36 +51,29 @@ def recognised(recognizer, sound, sizes, options):
 ])  # fmt: skip
 def test_texts_are_those_of_the_bundle(static, exported, sound, network, search):
     """In all splits, alone and together with other streams, and if utterances end within a chunk."""
-    options = dataclasses.replace(DYNAMIC, search=search)
-    expected = recognised(Recognizer.from_pretrained(exported(network)), sound, [len(sound)], options)[0]
+    fixed, ends = Recognizer.load(static(network)), DecodingOptions(endpoint=OPTIONS.endpoint, search=search)
+    options = dataclasses.replace(ends, **CHUNKS)
+    expected = timed(feed(Recognizer.load(exported(network)), sound, [], options))
     assert len(expected) > 1
-    fixed = Recognizer.from_pretrained(static(network))
-    found = recognised(fixed, sound, [4000, 1601, len(sound), 16_000], dataclasses.replace(ENDS, search=search))
-    assert found == [expected] * 4
-    recording = fixed.transcribe(sound, 16_000, options=dataclasses.replace(ENDS, search=search)).segments
-    assert [(each.tokens, each.text, each.times) for each in recording] == expected
+    assert timed(feed(fixed, sound, [1601] * 30, ends)) == expected
+    assert list(map(timed, feed_together(fixed, [sound] * 4, [ends] * 4, step=4000))) == [expected] * 4
+    assert timed(fixed.transcribe(sound, 16_000, options=ends).segments) == expected
 
 
-def test_runner_of_somebody_else(folder, sound):
-    """A foreign runner receives every input in the stated shape, and its outputs are recognised."""
-    stated = json.loads((folder / "static.json").read_text())
-    session = onnxruntime.InferenceSession(folder / "static.onnx")
-    shapes = {each["name"]: tuple(each["shape"]) for each in stated["inputs"]}
-    calls = []
+class Board:
+    """A runner of somebody else. It receives every input in the stated shape."""
 
-    class Board:
-        def run(self, inputs):
-            assert {name: array.shape for name, array in inputs.items()} == shapes
-            assert all(array.dtype == np.float32 for array in inputs.values())
-            calls.append(1)
-            return dict(zip([each["name"] for each in stated["outputs"]], session.run(None, inputs), strict=True))
+    def __init__(self, folder, change=lambda outputs: outputs):
+        self.session, self.change, self.num_calls = onnxruntime.InferenceSession(folder / "static.onnx"), change, 0
+        self.stated = json.loads((folder / "static.json").read_text())
 
-    recognizer = Recognizer.load(folder, runner=Board())
-    assert (
-        recognizer.transcribe(sound, 16_000).text == Recognizer.from_pretrained(folder).transcribe(sound, 16_000).text
-    )
-    assert len(calls) > 5
-    assert recognizer.model.providers == ("Board",)
+    def run(self, inputs):
+        shapes = {each["name"]: tuple(each["shape"]) for each in self.stated["inputs"]}
+        assert {name: array.shape for name, array in inputs.items()} == shapes
+        assert all(array.dtype == np.float32 for array in inputs.values())
+        self.num_calls += 1
+        names = [each["name"] for each in self.stated["outputs"]]
+        return self.change(dict(zip(names, self.session.run(None, inputs), strict=True)))
 
 
 @pytest.mark.parametrize(("change", "told"), [
@@ -118,16 +82,14 @@ def test_runner_of_somebody_else(folder, sound):
     (lambda found: {"output": found["output"]}, "output log_probs: found nothing"),
     (lambda found: list(found.values()), "static: found list, expected a dict of outputs by name"),
 ])  # fmt: skip
-def test_outputs_of_a_runner_are_checked(folder, sound, change, told):
-    session = onnxruntime.InferenceSession(folder / "static.onnx")
-    names = [each.name for each in session.get_outputs()]
-
-    class Board:
-        def run(self, inputs):
-            return change(dict(zip(names, session.run(names, inputs), strict=True)))
-
+def test_outputs_of_a_runner_are_recognised_and_checked(folder, sound, change, told):
+    board = Board(folder)
+    recognizer = Recognizer.load(folder, runner=board)
+    assert recognizer.transcribe(sound, 16_000).text == Recognizer.load(folder).transcribe(sound, 16_000).text
+    assert board.num_calls > 5
+    assert recognizer.model.providers == ("Board",)
     with pytest.raises(ProviderError, match=told):
-        Recognizer.load(folder, runner=Board()).transcribe(sound, 16_000)
+        Recognizer.load(folder, runner=Board(folder, change)).transcribe(sound, 16_000)
 
 
 OTHERS = (
@@ -150,7 +112,6 @@ def test_other_encoders(name, multiple, left, export_quickly, tmp_path):
 
 
 def test_a_wrong_weight_is_found(small_bundle, tmp_path, monkeypatch):
-    """Nothing is written."""
     folded = folding.folded
 
     def damaged(model):
@@ -168,7 +129,7 @@ def test_a_wrong_weight_is_found(small_bundle, tmp_path, monkeypatch):
 
 def test_what_cannot_have_a_fixed_shape(bundle, quantized, folder, export_quickly, tmp_path):
     def refused(source, told, **options):
-        with pytest.raises((UnsupportedError, ValueError), match=told):
+        with pytest.raises((UnsupportedError, ValueError, AudioError), match=told):
             convert_static(source, tmp_path / "static", **options)
         assert not (tmp_path / "static").exists()
 
@@ -176,6 +137,8 @@ def test_what_cannot_have_a_fixed_shape(bundle, quantized, folder, export_quickl
     refused(folder, r"model\.static: this bundle already has a fixed shape")
     refused(bundle.path, "num_left_chunks must be", num_left_chunks=0)
     refused(bundle.path, "chunk_size must be at least 1", chunk_size=0)
+    refused(bundle.path, "qdq requires recordings", qdq=True)
+    refused(bundle.path, "none.wav", recordings=["none.wav"])
     for name, told in (
         ("not_causal", "model.streaming: this encoder was trained for full context"),
         ("learned_positions", "encoder/embed/.*: learned positions do not allow a fixed shape"),
@@ -184,15 +147,14 @@ def test_what_cannot_have_a_fixed_shape(bundle, quantized, folder, export_quickl
         refused(export_quickly(checkpoint, tmp_path / f"{name}.bundle"), told)
 
 
-def mixture_session(build, num_experts, weights):
-    x = ir.val("x", dtype=ir.DataType.FLOAT, shape=(1, 7, 6))
-    g = GraphBuilder("mixture")
-    values = [g.tape.initializer(ir.tensor(array, name=name)) for name, array in weights.items()]
-    y = build(g, x, values)
-    y.name, y.type = "y", ir.TensorType(ir.DataType.FLOAT)
+def one_output(shape, build, weights=None):
+    """Return a model with an input x of that shape; `build` adds nodes that read it and the weights."""
+    x = ir.val("x", dtype=ir.DataType.FLOAT, shape=shape)
+    g = GraphBuilder("one")
+    y = build(g, x, *(g.tape.initializer(ir.tensor(array, name=name)) for name, array in (weights or {}).items()))
+    y.name, y.type = "y", ir.TensorType(ir.DataType.FLOAT) if weights else None
     graph = ir.Graph([x], [y], nodes=g.tape.nodes, initializers=g.tape.initializers, opset_imports={"": 18, "u2moe": 1})
-    model = ir.Model(graph, ir_version=8, functions=list(g.functions.values()))
-    return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
+    return ir.Model(graph, ir_version=8, functions=list(g.functions.values()))
 
 
 SIZES = ((1, 1), (2, 1), (3, 2), (4, 4), (5, 3), (6, 4), (7, 1), (9, 7), (33, 4))
@@ -207,20 +169,21 @@ def test_mixture_without_choosing(num_experts, top_k, bias, common):
     random = np.random.default_rng(num_experts * 10 + top_k)
     shapes = {"w1": (6, 5), "w1_bias": (5,), "w2": (5, 6), "w2_bias": (6,)}
     shapes = {name: shape for name, shape in shapes.items() if bias or not name.endswith("bias")}
-    weights = {"gate": (6, num_experts)} | {
-        f"e{expert}_{name}": shape for expert in range(num_experts) for name, shape in shapes.items()
-    }
-    weights = {name: random.standard_normal(shape).astype(np.float32) for name, shape in weights.items()}
+    experts = {f"e{expert}_{name}": shape for expert in range(num_experts) for name, shape in shapes.items()}
+    shapes = {"gate": (6, num_experts), **experts}
+    weights = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     shared = weights | {"gate": weights["gate"] + np.float32(common)}
     weights["gate"] = shared["gate"] - np.float32(common)  # as it was rounded
     mixture = Mixture(num_experts=num_experts, top_k=top_k, activation="swish", bias=bias)
-    sessions = [
-        mixture_session(lambda g, x, own: g.call(float_mixture(mixture), x, *own)[0], num_experts, weights),
-        mixture_session(lambda g, x, own: fixed_mixture(g, mixture, x, own[0], own[1:]), num_experts, shared),
-    ]
     x = random.standard_normal((1, 7, 6)).astype(np.float32)
-    expected, found = (session.run(None, {"x": x})[0] for session in sessions)
-    assert np.abs(found - expected).max() < 2e-5
+    outputs = []
+    for build, arrays in (
+        (lambda g, x, *own: g.call(float_mixture(mixture), x, *own)[0], weights),
+        (lambda g, x, gate, *own: fixed_mixture(g, mixture, x, gate, own), shared),
+    ):
+        content = ir.to_proto(one_output(x.shape, build, arrays)).SerializeToString()
+        outputs.append(onnxruntime.InferenceSession(content).run(None, {"x": x})[0])
+    assert np.abs(outputs[1] - outputs[0]).max() < 2e-5
 
 
 @pytest.mark.parametrize(("nodes", "told"), [
@@ -230,16 +193,11 @@ def test_mixture_without_choosing(num_experts, top_k, bias, common):
     (lambda g, x: g.op("Unsqueeze", x, [0, 1]), r"node Unsqueeze \(Unsqueeze\): .* at most 4 axes, all fixed"),
 ])  # fmt: skip
 def test_what_compilers_refuse_is_named(nodes, told):
-    x = ir.val("x", dtype=ir.DataType.FLOAT, shape=(1, 2, 3))
-    g = GraphBuilder("odd")
-    y = nodes(g, x)
-    graph = ir.Graph([x], [y], nodes=g.tape.nodes, initializers=g.tape.initializers, opset_imports={"": 18})
     with pytest.raises(UnsupportedError, match=told):
-        check_fixed(folding.folded(ir.Model(graph, ir_version=8)), "odd")
+        check_fixed(folding.folded(one_output((1, 2, 3), nodes)), "odd")
 
 
 def test_graph_is_plain_and_other_chunks_refused(folder, bundle):
-    """It has only operators of opset 17, no function, and names that show the layer."""
     model = ir.load(folder / "static.onnx")
     assert model.graph.opset_imports == {"": 17}
     assert not model.functions
@@ -249,7 +207,7 @@ def test_graph_is_plain_and_other_chunks_refused(folder, bundle):
     assert {name for name in stated["float"] if "/router/" in name} <= {node.name for node in model.graph}
     assert (stated["window"], stated["hop"], stated["left_frames"], stated["experimental"]) == (67, 64, 32, False)
     assert np.load(folder / stated["first_caches"]["cnn_cache"]).any()
-    recognizer = Recognizer.from_pretrained(folder)
+    recognizer = Recognizer.load(folder)
     for options in (DecodingOptions(chunk_size=8), DecodingOptions(chunk_size=16, num_left_chunks=3)):
         with pytest.raises(StreamError, match="only chunk_size 16 and num_left_chunks 2, got"):
             recognizer.create_stream(options)
@@ -274,26 +232,7 @@ def test_command(small_bundle, tmp_path, capsys):
     assert "--ort does not apply to --profile static" in capsys.readouterr().err
 
 
-def test_even_columns_give_the_same_product():
-    x, weight = (ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT)) for name in ("x", "weight"))
-    columns = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32) * np.array([8, 1, 0.1, 0], np.float32)
-    weight.const_value, x.shape = ir.tensor(columns), ir.Shape([2, 5])
-    product = ir.node("MatMul", [x, weight], name="feed_forward/MatMul", outputs=[ir.Value(name="p")])
-    result = ir.node("Identity", product.outputs, outputs=[ir.Value(name="y", type=x.type, shape=ir.Shape([2, 4]))])
-    graph = ir.Graph(
-        [x], result.outputs, nodes=[product, result], initializers=[weight], opset_imports={"": 17}, name="g"
-    )
-    model = ir.Model(graph, ir_version=8)
-    assert _even_columns(model, []) == {"weight"}
-    even = np.abs(model.graph.initializers["weight"].const_value.numpy()).max(axis=0)
-    assert even[:3] == pytest.approx(even[0])
-    rows = np.arange(10, dtype=np.float32).reshape(2, 5)
-    found = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString()).run(["y"], {"x": rows})[0]
-    assert found == pytest.approx(rows @ columns, abs=1e-4)
-
-
 def test_quantized_for_qnn(small_bundle, clips, tmp_path, monkeypatch):
-    """From recordings: chunks in both layouts, a 16-bit graph except for the router, and its damage."""
     files = sorted(clips.glob("*.wav"))
     monkeypatch.setattr("u2moe.export.profiles.static.EXPERIMENTAL", 1000)
     written = convert_static(small_bundle.path, tmp_path / "out", **CHUNKS, recordings=files, qdq=True)
@@ -330,16 +269,5 @@ def test_quantized_for_qnn(small_bundle, clips, tmp_path, monkeypatch):
     # The optimisations of `session_of` must not round the activations again.
     assert np.abs(session_of(written.path / "static_qdq.onnx")(sample)["log_probs"] - exact).max() < 0.01
     unchanged = damage(graph, graph, [sample], ["one two", "three"], ["one", "three"])
-    assert unchanged == pytest.approx(
-        {"least_cosine": 1, "mean_cosine": 1, "same_best_tokens": 1, "different_words": 1 / 3}
-    )
-
-
-@pytest.mark.parametrize(("options", "error", "told"), [
-    ({"qdq": True}, ValueError, "qdq requires recordings"),
-    ({"recordings": ["none.wav"]}, AudioError, "none.wav"),
-])  # fmt: skip
-def test_recordings_that_are_not_there(bundle, tmp_path, options, error, told):
-    with pytest.raises(error, match=told):
-        convert_static(bundle.path, tmp_path / "out", **options)
-    assert not any(tmp_path.iterdir())
+    exact = dict.fromkeys(("least_cosine", "mean_cosine", "same_best_tokens"), 1)
+    assert unchanged == pytest.approx({**exact, "different_words": 1 / 3})
