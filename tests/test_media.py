@@ -201,7 +201,8 @@ def test_what_was_cut_off_gives_what_is_there(tmp_path, suffix):
 
 
 @pytest.mark.parametrize(
-    ("form", "kind", "num_channels"), [("OGG", "VORBIS", 1), ("OGG", "OPUS", 2), ("MP3", "MPEG_LAYER_III", 2)]
+    ("form", "kind", "num_channels"),
+    [("OGG", "VORBIS", 1), ("OGG", "OPUS", 2), ("MP3", "MPEG_LAYER_III", 2), ("FLAC", "PCM_16", 1)],
 )
 def test_files_in_a_row_are_read_to_the_last(form, kind, num_channels):
     """libsndfile stops after the first file."""

@@ -88,7 +88,7 @@ def _open(name: str, source: Path | BinaryIO, track: int | None, stack: contextl
             refused = error
         else:
             position = stream.tell()
-            is_chain = sound.format == "OGG" and _is_ogg_chain(stream)
+            is_chain = sound.format in _FIRST_BYTES and _has_second(stream, _FIRST_BYTES[sound.format])
             if sound.format == "MP3":
                 if (stated := _stated_in_mp3(stream)) is not None:
                     is_chain = _continues(stream, *stated)
@@ -117,12 +117,12 @@ def _open(name: str, source: Path | BinaryIO, track: int | None, stack: contextl
         raise AudioError(f"{name}: cannot be read as audio: {reason}") from error
 
 
-def _is_ogg_chain(stream: BinaryIO) -> bool:
-    """Return whether an Ogg file is a concatenation of files. libsndfile would read only the first."""
+def _has_second(stream: BinaryIO, first_bytes: bytes) -> bool:
+    """Return whether a file is a concatenation of files. libsndfile would read only the first."""
     stream.seek(1)
     before, block = b"", stream.read(_LONGEST_HEADER)
-    while block and _OGG_FIRST_PAGE not in before + block:
-        before, block = block[-len(_OGG_FIRST_PAGE) :], stream.read(_LONGEST_HEADER)
+    while block and first_bytes not in before + block:
+        before, block = block[-len(first_bytes) :], stream.read(_LONGEST_HEADER)
     return bool(block)
 
 
@@ -226,7 +226,8 @@ _MOST_CHUNKS = 1000
 _OGG_TAIL = 1 << 17  # Bytes at the end of an Ogg file that contain its last page. A page has at most 65307 bytes.
 _OGG_HEADER = 27
 """Bytes of a page header before the segment lengths. The last byte is the number of segments; the sixth has flags."""
-_OGG_FIRST_PAGE, _OGG_LAST_PAGE = b"OggS\0\2", 4
+_OGG_LAST_PAGE = 4
+_FIRST_BYTES = {"OGG": b"OggS\0\2", "FLAC": b"fLaC\0\0\0\x22"}  # of a file, by libsndfile's name of its format
 _XING_PLACES = (13, 21, 36)
 """Distances in bytes from the start of the first MP3 frame to the Xing header, for mono and stereo in MPEG 1 and 2."""
 
