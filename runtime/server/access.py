@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from u2moe.runtime.server.errors import RequestError, error_response
-from u2moe.runtime.server.log import REQUEST_ID, Incidents
+from u2moe.runtime.server.log import REQUEST_ID, Metrics
 from u2moe.runtime.server.options import LOOPBACK, ServerOptions
 from u2moe.runtime.server.transport import ANSWERS
 from u2moe.runtime.validation import checked_integer, refused_as
@@ -96,20 +96,18 @@ class Keys:
 class Access:
     """Middleware that passes on allowed requests and refuses others, for example with 401 or 403.
 
-    A client sends its key as `Authorization: Bearer KEY`, or as a WebSocket subprotocol. Clients that accept
-    only a URL can send `?api_key=KEY`. The `open_paths` need no key.
-
-    Pages of another origin may use the server only if the origin is listed, or through the WebSocket on a protocol's
-    own port. Otherwise, they can only send GET, HEAD and OPTIONS requests, and cannot read the responses.
-
-    A server that only this machine can reach accepts only loopback names in the Host header. Without this check, a
-    page could make its own host name resolve to this machine, and then send same-origin requests (DNS rebinding).
+    A client sends its key as `Authorization: Bearer KEY`, or as a WebSocket subprotocol. Clients that accept only a URL
+    can send `?api_key=KEY`. The `open_paths` need no key. Pages of another origin may use the server only if the origin
+    is listed, or through the WebSocket on a protocol's own port. Otherwise, they can only send GET, HEAD and OPTIONS
+    requests, and cannot read the responses. A server that only this machine can reach accepts only loopback names in
+    the Host header. Without this check, a page could make its own host name resolve to this machine, and then send
+    same-origin requests (DNS rebinding).
     """
 
     def __init__(
-        self, app: ASGIApp, options: ServerOptions, incidents: Incidents, keys: Keys, open_paths: frozenset[str]
+        self, app: ASGIApp, options: ServerOptions, metrics: Metrics, keys: Keys, open_paths: frozenset[str]
     ) -> None:
-        self._app, self._incidents, self._keys = app, incidents, keys
+        self._app, self._metrics, self._keys = app, metrics, keys
         self._origins, every = frozenset(options.cors_origins), ["*"]
         # refusals get CORS headers too, so that allowed pages can read the reason
         self._guarded = CORSMiddleware(self._guard, options.cors_origins, allow_methods=every, allow_headers=every)
@@ -159,7 +157,7 @@ class Access:
             await self._app({**scope, KEY: key, **place}, receive, send)
 
     def _refuse(self, reason: str, status: int, told: str, code: str) -> Response:
-        self._incidents.refuse(reason)
+        self._metrics.refuse(reason)
         return error_response(RequestError(told, code=code), status)
 
 

@@ -17,29 +17,23 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketDiscon
 from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.server.access import KEY, KEY_SUBPROTOCOLS
 from u2moe.runtime.server.errors import ClientGoneError, IdleError, RequestError, StoppingError, TooLargeError
-from u2moe.runtime.server.served_stream import ServedStream
+from u2moe.runtime.server.scheduler import ServedStream
 from u2moe.runtime.server.service import Service, Slot
 from u2moe.runtime.server.transport import charged
 from u2moe.runtime.text.vocabulary import join_texts
 
-_HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
-"""Pattern of a surrogate's JSON escape. An unpaired surrogate cannot be encoded as UTF-8."""
-_MAX_COMMAS = 10_000
-"""Maximum number of commas in JSON. A thousand hotwords with weights need a few thousand commas; audio in base64 needs
-almost none. Parsing 1 MB of values blocks the event loop for 7 ms; counting commas takes half a millisecond."""
+_HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")  # a surrogate's JSON escape; unpaired, UTF-8 cannot encode it
+_MAX_COMMAS = 10_000  # in JSON: 1 MB of values blocks the event loop for 7 ms; 1000 hotwords need a few thousand commas
 _MAX_TEXT = 1 << 20  # characters of a text message: several seconds of audio in base64, or a thousand hotwords
 _LEAST_AUDIO = 0.01  # least audio of a live client, as a share of real time: 0.6 s per minute, about one chunk
 _MAX_REASON = 120  # maximum bytes of the reason for closing a WebSocket; RFC 6455 allows 123
-_GONE = (ClientGoneError, WebSocketDisconnect, WebSocketDisconnected)
+_GONE = (ClientGoneError, WebSocketDisconnect, WebSocketDisconnected)  # the client closed or lost the connection
 _Value = TypeVar("_Value")
 Conversation = Coroutine[Any, Any, None]
 
 
 class Patience:
-    """Timeout of `limit_s` seconds that restarts when the client makes progress, not with every message.
-
-    Progress means that the `amount` received since the start has grown by at least `least`, in the given unit.
-    """
+    """Timeout of `limit_s` seconds that restarts only when the `amount` received has grown by `least` (in `unit`)."""
 
     def __init__(self, limit_s: float, least: float, unit: str, amount: Callable[[], float]) -> None:
         self._limit_s, self._least, self._unit, self._amount = limit_s, least, unit, amount
@@ -76,8 +70,6 @@ class Connection:
 
     async def receive(self) -> str | bytes:
         """Return the next message. Raises ClientGoneError, IdleError (too little audio) or TooLargeError (a text)."""
-        if self._websocket.client_state == WebSocketState.DISCONNECTED:
-            raise ClientGoneError
         message = await self._patience.wait_for(self._websocket.receive)
         if message["type"] == "websocket.disconnect":
             raise ClientGoneError
@@ -94,12 +86,9 @@ class Connection:
         return message
 
     async def send(self, message: str | Mapping[str, Any]) -> None:
-        """Send a text, or an object as JSON; raise the same errors as `send_within`."""
+        """Send a text, or an object as JSON. Raises IdleError, or one of `_GONE`."""
         text = message if isinstance(message, str) else json.dumps(message, ensure_ascii=False)
-        try:
-            await send_within(self._limits.send_s, self._websocket.send_text(text))
-        except (WebSocketDisconnect, WebSocketDisconnected) as error:
-            raise ClientGoneError from error
+        await send_within(self._limits.send_s, self._websocket.send_text(text))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,41 +106,35 @@ class Protocol:
     close_code: int = RequestError.close_code  # for client errors that have no close code of their own
     subprotocols: tuple[str, ...] = ()  # in order of preference
 
-    async def serve(self, service: Service, websocket: WebSocket) -> None:
-        """Serve a client if a slot is free. Errors are reported to the client and end the connection."""
-        with contextlib.suppress(*_GONE, OSError, TimeoutError):
-            code, reason = await self._serve_to_the_end(service, websocket)
-            async with asyncio.timeout(service.options.limits.send_s):
-                await websocket.close(code, reason.encode()[:_MAX_REASON].decode(errors="ignore"))
-
-    async def _serve_to_the_end(self, service: Service, websocket: WebSocket) -> tuple[int, str]:
-        """Serve a client; return the code and the reason for closing the connection."""
-        if self.run is None:
-            raise TypeError(f"the protocol {self.name} does not use WebSockets")
-        offered = websocket.scope["subprotocols"]
+    async def serve(self, service: Service, run: Callable[[Connection], Conversation], websocket: WebSocket) -> None:
+        """Serve a client by `run` if a slot is free. Errors are reported to the client and end the connection."""
+        limit_s, offered = service.options.limits.send_s, websocket.scope["subprotocols"]
         keys = (name for name in offered if name.startswith(KEY_SUBPROTOCOLS))
         # browsers disconnect if none is chosen, even if they offer only one that contains their key
         subprotocol = next((name for name in self.subprotocols if name in offered), None) or next(keys, None)
-        try:
-            with service.slot(self.name, websocket.scope[KEY]) as slot:
-                await websocket.accept(subprotocol)
-                slot.model = service.model(websocket.query_params.get("model"))
-                await self.run(Connection(websocket, service, slot))
-            return (StoppingError.close_code, str(StoppingError())) if slot.is_drained else (1000, "")
-        except U2moeError as error:
-            service.incidents.fail(error)
-            if websocket.application_state == WebSocketState.CONNECTING:
-                await websocket.accept(subprotocol)  # web pages see the reason only on an accepted connection
-            if self.tell_error is not None:
-                async with asyncio.timeout(service.options.limits.send_s):
-                    await websocket.send_text(json.dumps(self.tell_error(error), ensure_ascii=False))
-            code = getattr(error, "close_code", RequestError.close_code)
-            return self.close_code if code == RequestError.close_code else code, str(error)
-        except _GONE:
-            raise
-        except Exception as error:  # noqa: BLE001 - a bug ends one connection, not the server
-            service.incidents.bug(f"a connection ({self.name})", error)
-            return 1011, "internal server error"
+        with contextlib.suppress(*_GONE, OSError, TimeoutError):
+            try:
+                with service.slot(self.name, websocket.scope[KEY]) as slot:
+                    await websocket.accept(subprotocol)
+                    slot.model = service.model(websocket.query_params.get("model"))
+                    await run(Connection(websocket, service, slot))
+                code, reason = (StoppingError.close_code, str(StoppingError())) if slot.is_drained else (1000, "")
+            except U2moeError as error:
+                service.metrics.fail(error)
+                if websocket.application_state == WebSocketState.CONNECTING:
+                    await websocket.accept(subprotocol)  # web pages see the reason only on an accepted connection
+                if self.tell_error is not None:
+                    async with asyncio.timeout(limit_s):
+                        await websocket.send_text(json.dumps(self.tell_error(error), ensure_ascii=False))
+                code, reason = getattr(error, "close_code", RequestError.close_code), str(error)
+                code = self.close_code if code == RequestError.close_code else code
+            except _GONE:
+                raise
+            except Exception as error:  # noqa: BLE001 - a bug ends one connection, not the server
+                service.metrics.fail(error, f"a connection ({self.name})")
+                code, reason = 1011, "internal server error"
+            async with asyncio.timeout(limit_s):
+                await websocket.close(code, reason.encode()[:_MAX_REASON].decode(errors="ignore"))
 
 
 async def send_within(seconds: float, sending: Awaitable[None]) -> None:
@@ -179,20 +162,14 @@ async def converse(read: Awaitable[object], write: Awaitable[_Value]) -> _Value:
         await asyncio.gather(reader, writer, return_exceptions=True)
 
 
-def parse_object(message: str | bytes) -> dict[str, Any]:
-    """Read the JSON object in a message. Raises RequestError if the message is binary or something else."""
-    if isinstance(message, bytes):
+def parse_object(message: str | bytes, *, may_be_binary: bool = False) -> dict[str, Any]:
+    """Read the JSON object in a message. Raises RequestError if it is something else, or has too many values."""
+    if isinstance(message, bytes) and not may_be_binary:
         raise RequestError("expected text with a JSON object, got binary data")
-    return read_object(message)
-
-
-def read_object(text: str | bytes) -> dict[str, Any]:
-    """Read a JSON object. Raises RequestError if the text is something else, or has too many values."""
-    num_commas = text.count(",") if isinstance(text, str) else text.count(b",")
-    if num_commas > _MAX_COMMAS:
-        raise RequestError(f"JSON may have at most {_MAX_COMMAS} commas, got {num_commas}")
     try:
-        text = text if isinstance(text, str) else text.decode()  # json would also accept UTF-16 and lone surrogates
+        text = message if isinstance(message, str) else message.decode()  # json would also accept UTF-16
+        if (num_commas := text.count(",")) > _MAX_COMMAS:
+            raise RequestError(f"JSON may have at most {_MAX_COMMAS} commas, got {num_commas}")
         value = json.loads(text)
         if _HALF_CHARACTER.search(text):
             json.dumps(value, ensure_ascii=False).encode()

@@ -3,7 +3,7 @@
 import contextlib
 import errno
 from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
@@ -45,7 +45,6 @@ class UnavailableError(RequestError):
 
     close_code = 1013
     status = 503
-    retry_after_s = 5
 
 
 class StoppingError(UnavailableError):
@@ -61,16 +60,12 @@ class StorageError(RequestError):
     """An upload cannot be stored: the temporary folder is full (HTTP 507) or not writable (HTTP 503)."""
 
     kind = "storage"
-    status = 503
 
-    @classmethod
-    def of(cls, error: OSError) -> Self:
-        """Return the error that reports an OSError to the client."""
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return cls("the server cannot store files at the moment")
-        full = cls("the server has no disk space for the file at the moment")
-        full.status = 507
-        return full
+    def __init__(self, number: int | None) -> None:
+        is_full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        problem = "has no disk space for the file" if is_full else "cannot store files"
+        super().__init__(f"the server {problem} at the moment")
+        self.status = 507 if is_full else 503
 
 
 class RecognitionError(U2moeError):
@@ -96,7 +91,7 @@ def refusing(parameter: str | None = None) -> Iterator[None]:
 
 def error_response(error: Exception, status: int | None = None, headers: Mapping[str, str] | None = None) -> Response:
     """Return the response that reports an error in OpenAI's form. `status` overrides the error's own status."""
-    retry = {"Retry-After": str(error.retry_after_s)} if isinstance(error, UnavailableError) else {}
+    retry = {"Retry-After": "5"} if isinstance(error, UnavailableError) else {}
     status = status or int(getattr(error, "status", 400))
     return JSONResponse({"error": in_openai_form(error)}, status, {**retry, **(headers or {})})
 

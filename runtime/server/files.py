@@ -16,16 +16,13 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import IO, Any
 
-import numpy as np
-import numpy.typing as npt
-
+from u2moe.runtime.audio.arrays import Samples
 from u2moe.runtime.audio.decoder import FileDecoder
 from u2moe.runtime.result import Result
-from u2moe.runtime.server.admission import Admission
+from u2moe.runtime.server.accounts import CLIENT, Admission
 from u2moe.runtime.server.errors import StoppingError, StorageError, TooLargeError, UnavailableError
-from u2moe.runtime.server.log import Incidents
+from u2moe.runtime.server.log import Metrics
 from u2moe.runtime.server.options import ServerOptions
-from u2moe.runtime.server.transport import in_place
 
 _AT_ONCE = 4  # maximum number of files that take turns; each file has a decoder process of about 50 MB
 _NICENESS = 5  # niceness of the threads that recognise files, since live streams have priority
@@ -63,19 +60,17 @@ class FileQueue:
     there are free threads. A file holds its slot from the first byte of the upload to the last byte of the response.
     """
 
-    def __init__(self, incidents: Incidents, options: ServerOptions) -> None:
-        self.admission = Admission(options.max_files, incidents, "files")
-        self.metrics, self._incidents = incidents.metrics, incidents
-        self.limits = options.limits
+    def __init__(self, metrics: Metrics, options: ServerOptions) -> None:
+        self.admission = Admission(options.max_files, metrics, "files")
+        self.metrics, self.limits = metrics, options.limits
         self.turns = _Turns()
-        self.is_cut = threading.Event()  # set when the server stops and ends all uploads and files with an error
+        self.is_cut = False  # whether the server stops, and all uploads and files end with an error
         self._pool = ThreadPoolExecutor(_AT_ONCE, "u2moe-files", _be_nice)
         self._decoders = [FileDecoder()]  # idle decoders; at most one is kept
         self._placed: list[FileTask] = []  # tasks with a slot
         self._tasks: list[FileTask] = []  # waiting tasks
         self._running: dict[FileTask, Future[None]] = {}
         self._served = ""  # client whose file started last
-        self._timeouts: set[asyncio.Timeout] = set()  # of clients that send files or await results
 
     def tasks_of(self, client: str) -> list[FileTask]:
         """Return the tasks of a client that have a slot. An empty `client` means an unknown client, which has none."""
@@ -83,23 +78,20 @@ class FileQueue:
 
     @contextlib.contextmanager
     def place(self, client: str) -> Iterator[FileTask]:
-        """Reserve a slot for a file. Raises UnavailableError if none is free or if the client has used its share.
-
-        A client that has slots gets another only if it then holds no more slots than remain free.
-        """
+        """Reserve a slot for a file. A client with slots gets no more than remain free. Raises UnavailableError."""
         with self.admission.slot():
             num_own = len(self.tasks_of(client))
             if num_own and num_own >= self.admission.num_slots - self.admission.num_taken:
-                self._incidents.refuse("full")
+                self.metrics.refuse("full")
                 raise UnavailableError(f"you have {num_own} files queued, and others need slots", code="rate_limit")
             self._placed.append(task := FileTask(self, client))
             if self._decoders:
                 self._pool.submit(self._decoders[0].start)  # while the file is uploaded
             try:
-                with in_place(lambda: None):  # no callback: the request itself notices that the client disconnected
+                with CLIENT.get().place():  # no callback: the request itself notices that the client disconnected
                     yield task
             finally:
-                task.is_abandoned.set()
+                task.is_abandoned = True
                 self._placed.remove(task)
                 if task in self._tasks:
                     self._tasks.remove(task)
@@ -113,7 +105,7 @@ class FileQueue:
     def _begin(self) -> None:
         running = Counter(task.client for task in self._running)
         self._tasks.sort(key=lambda task: (running[task.client], task.client == self._served, task.arrival))
-        for task in [] if self.is_cut.is_set() else list(self._tasks):
+        for task in [] if self.is_cut else list(self._tasks):
             own, num_free = running[task.client], _AT_ONCE - running.total()
             if num_free and (own < num_free or not (own and task.client)):
                 self._tasks.remove(task)
@@ -129,31 +121,16 @@ class FileQueue:
 
     def give_back(self, decoder: FileDecoder) -> None:
         """Keep an idle decoder, or stop it if another is kept or `is_cut` is set. Called in a thread of the pool."""
-        if self._decoders or self.is_cut.is_set():
+        if self._decoders or self.is_cut:
             decoder.stop()
         else:
             self._decoders.append(decoder)
 
-    @contextlib.asynccontextmanager
-    async def wait(self, seconds: float | None = None) -> AsyncIterator[None]:
-        """Limit the time to receive a file or to await results. Raises TimeoutError, or StoppingError after `cut`."""
-        try:
-            async with asyncio.timeout(0 if self.is_cut.is_set() else seconds) as timeout:
-                self._timeouts.add(timeout)
-                yield
-        except TimeoutError:
-            if self.is_cut.is_set():
-                raise StoppingError from None
-            raise
-        finally:
-            self._timeouts.discard(timeout)
-
     def cut(self) -> None:
         """Abort all uploads and files, which then fail with StoppingError."""
-        self.is_cut.set()
-        for timeout in self._timeouts:
-            if not timeout.expired():
-                timeout.reschedule(0)
+        self.is_cut = True
+        for task in self._placed:
+            task.results.put_nowait(StoppingError())
 
     def stop(self) -> None:
         """Start no more files. Running files end at their next check."""
@@ -180,9 +157,9 @@ class FileTask:
         self.duration = 0.0  # seconds recognised so far; in the end, the duration of the whole file
         self.whole_s = 0.0  # duration according to the file's header; 0: unknown
         self._waited_s = 0.0
-        self._results: asyncio.Queue[Result | Exception] = asyncio.Queue()
+        self.results: asyncio.Queue[Result | Exception] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
-        self.is_abandoned = threading.Event()  # set when nobody waits for more results
+        self.is_abandoned = False  # whether nobody waits for more results
 
     def check_size(self, num_bytes: int) -> None:
         """Raise TooLargeError if an upload may not have so many bytes."""
@@ -190,14 +167,14 @@ class FileTask:
             raise TooLargeError(f"an upload may have at most {most} bytes", "file")
 
     def store(self, num_bytes: int) -> None:
-        """Record how many bytes are stored. Raises StorageError if several files of a client exceed the free space."""
-        self.check_size(num_bytes)
-        before, self.num_bytes = self.num_bytes, num_bytes
+        """Record that more bytes are stored. Raises StorageError if several files of a client exceed the free space."""
+        before, self.num_bytes = self.num_bytes, self.num_bytes + num_bytes
+        self.check_size(self.num_bytes)
         own = self._queue.tasks_of(self.client)
-        if len(own) < 2 or num_bytes // _LOOK_BYTES == before // _LOOK_BYTES:
+        if len(own) < 2 or self.num_bytes // _LOOK_BYTES == before // _LOOK_BYTES:
             return
         if sum(each.num_bytes for each in own) > shutil.disk_usage(tempfile.gettempdir()).free:
-            raise StorageError.of(OSError(errno.EDQUOT, "the client has used its share of the disk space"))
+            raise StorageError(errno.EDQUOT)  # the client has used its share of the disk space
 
     def recognize(
         self, file: IO[bytes], name: str, sample_rate: int, segments: Callable[..., Iterator[Result]]
@@ -211,7 +188,7 @@ class FileTask:
         self._source, self._recognize = (file, name, sample_rate), segments
         self._queue.add(self)
 
-    async def segments(self, first_s: float, later_s: float) -> AsyncIterator[Result | None]:
+    async def segments(self, first_s: float | None, later_s: float | None) -> AsyncIterator[Result | None]:
         """Yield each segment when it is found. Yield None after each period without a segment.
 
         The first period lasts `first_s` seconds, and later periods last `later_s` seconds. Raises AudioError if the
@@ -220,8 +197,8 @@ class FileTask:
         seconds = first_s
         while True:
             try:
-                async with self._queue.wait(seconds):
-                    item = await self._results.get()
+                async with asyncio.timeout(seconds):
+                    item = await self.results.get()
             except TimeoutError:
                 item = None
             if isinstance(item, StopAsyncIteration):
@@ -241,11 +218,11 @@ class FileTask:
         try:
             self._check(0.0)
             for segment in self._recognize(self._buffers(), on_progress=self._check):
-                self._post(self._results.put_nowait, segment)
+                self._post(self.results.put_nowait, segment)
                 queue.metrics.count("results", "final")
-            self._post(self._results.put_nowait, StopAsyncIteration())
+            self._post(self.results.put_nowait, StopAsyncIteration())
         except Exception as error:  # noqa: BLE001 - raised again where the file is awaited
-            self._post(self._results.put_nowait, error)
+            self._post(self.results.put_nowait, error)
         queue.turns.end()
         self.close()
         queue.give_back(self.decoder)
@@ -253,7 +230,7 @@ class FileTask:
         queue.metrics.count("compute_seconds", "file", time.perf_counter() - begin - self._waited_s)
         self._post(queue.end, self)
 
-    def _buffers(self) -> Iterator[npt.NDArray[np.float32]]:
+    def _buffers(self) -> Iterator[Samples]:
         """Yield buffers of samples. Other files take their turns while the decoder process reads a buffer."""
         buffers = self.decoder.read(*self._source)
         while True:
@@ -268,7 +245,7 @@ class FileTask:
 
     def _check(self, seconds: float) -> None:
         self.duration, self.whole_s = seconds, self.decoder.stated_s if seconds else 0.0
-        if self.is_abandoned.is_set() or self._queue.is_cut.is_set():
+        if self.is_abandoned or self._queue.is_cut:
             raise StoppingError  # a client that has left does not get it
         if max(self.duration, self.whole_s) > (most_s := self._queue.limits.duration_s):
             raise TooLargeError(f"a file may have at most {most_s:g} seconds of audio", "file")

@@ -21,10 +21,9 @@ from u2moe.runtime.corpus.recognition import ModelChoice
 from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.server.access import Keys
 from u2moe.runtime.server.accounts import allowed_connections
-from u2moe.runtime.server.log import LOGGER, log_to_stderr, notify
-from u2moe.runtime.server.metrics import Metrics, shared_rows
+from u2moe.runtime.server.log import LOGGER, Metrics, log_to_stderr, notify, shared_rows
 from u2moe.runtime.server.options import ServerOptions, check_tls
-from u2moe.runtime.server.protocols.table import PROTOCOLS
+from u2moe.runtime.server.protocols import PROTOCOLS
 from u2moe.runtime.server.server import Server
 from u2moe.runtime.server.service import Service
 from u2moe.runtime.validation import checked_choice
@@ -41,9 +40,8 @@ _SAME_S = 0.5  # repeated signals within so many seconds count as one: timeout(1
 _HANDLED = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
 _early: list[bool] = []  # one item for each SIGHUP received before `handle_signals` was called
 _POLL_S = 0.1
-_RESTART_S, _LONGEST_RESTART_S = 1.0, 60.0
-"""Initial and largest value of the minimum time, in seconds, from the start of a worker to the start of its successor.
-This minimum doubles with each successor until one becomes ready."""
+_RESTART_S = 1.0  # minimum time from the start of a worker to its successor's; doubles until a successor is ready
+_LONGEST_RESTART_S = 60.0  # largest value of this minimum
 SILENT_S = 20.0  # seconds for which a worker's event loop can be blocked before the worker is replaced
 
 
@@ -56,9 +54,7 @@ def launch(options: ServerOptions, models: Mapping[str, ModelChoice]) -> int:
     check_tls(options)
     Keys(options)  # raises errors before a model is loaded
     with ended_by_sigterm(), contextlib.ExitStack() as opened:
-        sockets = open_sockets(options)
-        for listening in sockets.values():
-            opened.enter_context(listening)
+        sockets = open_sockets(options, opened)
         if options.socket_file is not None:
             opened.callback(_remove, options.socket_file, options.socket_file.lstat())
         _log_addresses(options, sockets)
@@ -72,8 +68,8 @@ def launch(options: ServerOptions, models: Mapping[str, ModelChoice]) -> int:
     return code
 
 
-def open_sockets(options: ServerOptions) -> dict[str, socket.socket]:
-    """Open listening sockets for all ports. The keys are `HTTP` and the names of protocols.
+def open_sockets(options: ServerOptions, opened: contextlib.ExitStack) -> dict[str, socket.socket]:
+    """Open listening sockets for all ports, which `opened` closes. The keys are `HTTP` and the names of protocols.
 
     Raises OSError for a port that is in use or may not be opened, and ValueError for a protocol that cannot have a
     port, or does not support API keys although keys are set and other machines can reach the server.
@@ -83,11 +79,8 @@ def open_sockets(options: ServerOptions) -> dict[str, socket.socket]:
         checked_choice("a protocol with its own port", name, known)
         if PROTOCOLS[name].run_tcp is not None and options.has_keys and not options.is_local:
             raise ValueError(f"{name} does not support API keys: if keys are set, --host must be a loopback address")
-    with contextlib.ExitStack() as opened:
-        ports = {HTTP: options.port, **options.protocol_ports}
-        sockets = {speaks: _listen(options, port, opened) for speaks, port in ports.items()}
-        opened.pop_all()
-        return sockets
+    ports = {HTTP: options.port, **options.protocol_ports}
+    return {speaks: _listen(options, port, opened) for speaks, port in ports.items()}
 
 
 def _listen(options: ServerOptions, port: int, opened: contextlib.ExitStack) -> socket.socket:
@@ -127,18 +120,14 @@ def _remove(file: Path, mine: os.stat_result) -> None:
 async def _serve(
     options: ServerOptions, models: Mapping[str, ModelChoice], sockets: dict[str, socket.socket], number: int, rows: Any
 ) -> None:
-    """Serve in this process. `rows` are the metrics shared with other workers. None: this is the only process.
-
-    Objects created at startup are frozen (`gc.freeze`), so full garbage collections become more frequent: Python starts
-    one when new objects are more than a quarter of those that survived the last one, not counting frozen ones.
-    """
+    """Serve in this process. `rows` are the metrics shared with other workers. None: this is the only process."""
     recognizers = {}
     for name, model in models.items():
         recognizer = recognizers[name] = await asyncio.to_thread(model.load)
         path, kernels = recognizer.bundle.path, recognizer.model.kernels
         LOGGER.info("u2moe %s: loaded %s from %s, kernels: %s", version("u2moe"), name, path, kernels)
     gc.collect()
-    gc.freeze()
+    gc.freeze()  # Python collects fully when new objects exceed a quarter of the old ones, not counting frozen ones
     service = Service(recognizers, options, Metrics(tuple(PROTOCOLS), rows, number))
     loop = asyncio.get_running_loop()
 
@@ -191,10 +180,9 @@ def _log_addresses(options: ServerOptions, sockets: Mapping[str, socket.socket])
 
 @contextlib.contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """Until `handle_signals` is called, exit with code 0 on SIGTERM. Leaving the context restores the old handlers.
+    """Until `handle_signals` is called, exit with code 0 on SIGTERM, and defer SIGHUP. At the end, restore handlers.
 
-    By default, SIGTERM would cause another exit code, and PID 1 of a container would ignore it. SIGHUP is deferred
-    until `handle_signals` is called; by default, it would end the process.
+    By default, SIGTERM gives another exit code, PID 1 of a container ignores it, and SIGHUP ends the process.
     """
     before = {number: signal.getsignal(number) for number in _HANDLED}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

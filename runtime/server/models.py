@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,8 +11,13 @@ from itertools import islice
 from typing import Any, Literal
 from weakref import WeakValueDictionary
 
+import numpy as np
+
+from u2moe.runtime.audio.reading import read_audio
+from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.declarations import Option, client_options_of
 from u2moe.runtime.decoding.context import LONGEST_PHRASE, ContextGraph, writable
+from u2moe.runtime.decoding.pipeline import MAX_BATCH
 from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.options import NONE, WITHOUT_BEAM, DecodingOptions
 from u2moe.runtime.recognizer import Recognizer
@@ -19,11 +25,14 @@ from u2moe.runtime.server.errors import RequestError, UnavailableError, refusing
 from u2moe.runtime.server.options import ServerOptions
 from u2moe.runtime.server.transport import in_thread
 from u2moe.runtime.text.grammar import UNKNOWN, Grammar
+from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, is_special
 from u2moe.runtime.text.written.formatter import TextFormat
 
-_MOST_WEIGHTS = 4
-"""Maximum number of language model weights in use at once, besides the default. Each weight takes as much memory as the
-language model itself."""
+_SHARE = 0.35
+"""Share of the measured throughput for streams. The rest is for the event loop, for chunks that arrive together, and
+for other programs, which may later take up to half of the processor time."""
+_MEASURED_STREAMS, _MEASURED_S, _MEASURED_HOTWORDS = 8, 4.0, 1000
+_MOST_WEIGHTS = 4  # weights of a language model in use besides the default; each takes as much memory as the model
 _LEFT_CHUNKS = 4  # left context of live streams in chunks; it limits the memory and time of a stream
 _SEPARATORS = re.compile(r"[,;\n\r\u3001\uff0c\uff1b]+")
 _EDGES = " \t.!?\"'()[]:\u3002"
@@ -61,6 +70,48 @@ class ServedModel:
         self._kept: list[LanguageModelOptions] = []  # keeps weights that no stream uses at the moment
         self._preparing = asyncio.Lock()
 
+    def measure_capacity(self) -> int:
+        """Measure how many live streams one thread can recognise with time to spare; the faster of two runs counts."""
+        return max(int(_SHARE / min(self._decode_speech(_MEASURED_STREAMS, _MEASURED_S) for _ in range(2))), 1)
+
+    def prepare(self, capacity: int) -> None:
+        """Make onnxruntime allocate its memory, then measure the costs. The faster of two runs counts.
+
+        onnxruntime keeps the memory that a call needed, and doubles it when a later call needs more. Without the
+        largest possible batch, memory would grow when many streams are first decoded together, perhaps after hours.
+        """
+        self._decode_speech(min(capacity, MAX_BATCH), _MEASURED_S)
+        if self._is_greedy:
+            return
+        vocabulary = self.recognizer.vocabulary
+        written = (symbol.strip(WORD_BOUNDARY + " ") for symbol in vocabulary.symbols if not is_special(symbol))
+        hotwords = ContextGraph(list(islice(filter(None, written), _MEASURED_HOTWORDS)), vocabulary)
+        beams = (self.beam_size, max(self.beam_size, MOST_BEAM))
+        kinds = [(beam_size, graph) for graph in (None, hotwords) for beam_size in beams]
+        rounds = [[self._decode_speech(2, _MEASURED_S / 2, *kind) for kind in kinds] for _ in range(2)]
+        plain, *others = (min(each) for each in zip(*rounds, strict=True))
+        self.costs = (1.0, *(max(seconds / plain, 1.0) for seconds in others))
+
+    def _decode_speech(
+        self, num_streams: int, speech_s: float, beam_size: int | None = None, hotwords: ContextGraph | None = None
+    ) -> float:
+        """Decode the demo's clips, or noise, in several streams; return the seconds of work per second of audio."""
+        rate = self.recognizer.bundle.manifest.features.sample_rate
+        clips = [read_audio(clip, rate) for clip in sorted((DEMO_FOLDER / "clips").glob("*.flac"))]
+        noise = np.random.default_rng(0).normal(0, 0.1, round(_MEASURED_S * rate)).astype(np.float32)
+        samples = np.resize(np.concatenate(clips) if clips else noise, round(speech_s * rate))
+        options = self.stream_options if beam_size is None else replace(self.stream_options, beam_size=beam_size)
+        streams = [self.recognizer.create_stream(options, hotwords=hotwords) for _ in range(num_streams)]
+        begin = time.perf_counter()
+        for start in range(0, len(samples), rate // 5):
+            for stream in streams:
+                stream.accept_waveform(rate, samples[start : start + rate // 5])
+            self.recognizer.decode_streams(streams)
+        for stream in streams:
+            stream.input_finished()
+        self.recognizer.decode_streams(streams)
+        return (time.perf_counter() - begin) / (len(streams) * len(samples) / rate)
+
     def check_language(self, language: Any) -> None:
         """Raise RequestError if the model is known not to support the language of a request: "en", or "en-GB"."""
         if language and self.languages and str(language).partition("-")[0].lower() not in self.languages:
@@ -96,13 +147,10 @@ class ServedModel:
         return options, words
 
     def cost(self, options: DecodingOptions, hotwords: ContextGraph | None) -> float:
-        """Return an upper bound on a stream's cost, relative to a plain stream.
+        """Return an upper bound on a stream's cost, relative to a plain stream: linear between the measured beam sizes.
 
-        The bound is interpolated linearly between the measured beam sizes. The real cost grows more slowly at first.
-
-        A language model adds no cost. A server that has one also uses it in plain streams, so their measured cost
-        includes it. The demo's takes 0.6 of 7.8 ms of processor time per second of speech, and 2 of 20 ms with a
-        thousand hotwords. A stream without a language model (`lm_weight` 0) does not count as cheaper.
+        The real cost grows more slowly at first. A language model adds no cost: plain streams use it too, so their
+        measured cost includes it. A stream without it (`lm_weight` 0) does not count as cheaper.
         """
         least, most = self.costs[:2] if hotwords is None else self.costs[2:]
         wider = max((options.beam_size or self.beam_size) - self.beam_size, 0)
@@ -142,10 +190,7 @@ class ServedModel:
 
     async def restricted(self, phrases: Sequence[str]) -> DecodingOptions | None:
         """Return options that restrict streams to spellable phrases within the limits. None: greedy, or none left."""
-        if self._is_greedy:
-            return None
-        spoken = [phrase for phrase in self.shortened(phrases) if not _SYNTAX.search(phrase)]
-        kept = await in_thread(lambda: writable(spoken, self.recognizer.vocabulary))
+        kept = await self._spellable([phrase for phrase in self.shortened(phrases) if not _SYNTAX.search(phrase)])
         lines = [*kept, *[UNKNOWN] * (UNKNOWN in phrases)]
         return (await self.decoding(self.stream_options, {"grammar": lines}))[0] if kept else None
 
@@ -183,12 +228,13 @@ class ServedModel:
 
     async def writable_hotwords(self, phrases: Iterable[str]) -> ContextGraph | None:
         """Return hotwords for the spellable phrases within the limits. None: greedy search, or no phrase is left."""
-        kept = [] if self._is_greedy else self.shortened(filter(None, phrases))
-        return await in_thread(self._writable, kept) if kept else None
+        kept = await self._spellable(self.shortened(filter(None, phrases)))
+        return await in_thread(ContextGraph, kept, self.recognizer.vocabulary) if kept else None
 
-    def _writable(self, phrases: Iterable[str]) -> ContextGraph | None:
-        kept = writable(phrases, self.recognizer.vocabulary)
-        return ContextGraph(kept, self.recognizer.vocabulary) if kept else None
+    async def _spellable(self, phrases: Sequence[str]) -> list[str]:
+        """Return the phrases that the tokens can spell. In greedy search, which cannot use phrases, there are none."""
+        is_useless = self._is_greedy or not phrases
+        return [] if is_useless else await in_thread(writable, phrases, self.recognizer.vocabulary)
 
 
 def languages_of(symbols: Sequence[str]) -> list[str]:

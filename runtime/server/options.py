@@ -48,17 +48,13 @@ class ServerOptions(Checked):
     Attributes:
         host: address to listen on, or "unix:" and the path of a socket; 127.0.0.1: only this machine.
         port: port for HTTP and WebSocket; 0: any free port.
-        protocol_ports: additional ports by protocol name. Each port serves only its protocol.
         languages: code of a language that the model recognises; Home Assistant selects models by it. None: inferred
             from the model's vocabulary.
         workers: number of processes, each with its own model and scheduler.
         chunk_size: encoder frames per chunk of live streams. None: as in training, or 16.
         capacity: maximum number of live streams per worker. None: measured at startup.
         max_files: maximum number of files per worker, including waiting ones.
-        limits: limits for each client.
         drain_s: seconds that a stopping server waits for utterances and files in progress.
-        api_key: key that clients must send. None: no key, or those of `keys_file`.
-        keys_file: file with keys, reloaded on SIGHUP; see `read_keys`.
         cors_origins: origin whose pages may use the server; "*": all. None: none.
         tls_certificate: PEM file with the certificate chain, for HTTPS and WSS. None: no encryption.
         tls_key: PEM file with the private key of the certificate. None: none.
@@ -69,7 +65,7 @@ class ServerOptions(Checked):
 
     host: str = option("text", "127.0.0.1", flag="--host")
     port: int = option("integer", 8000, least=0, most=65535, flag="--port", metavar="PORT")
-    protocol_ports: Mapping[str, int] = field(default_factory=dict)
+    protocol_ports: Mapping[str, int] = field(default_factory=dict)  # additional ports that serve only one protocol
     languages: tuple[str, ...] = option("texts", (), flag="--language", metavar="CODE")
     workers: int = option("integer", 1, least=1, flag="--workers", metavar="N")
     chunk_size: int | None = option("integer", least=1, flag="--chunk-size", metavar="N")
@@ -77,8 +73,8 @@ class ServerOptions(Checked):
     max_files: int = option("integer", 16, least=1)
     limits: Limits = field(default_factory=Limits)
     drain_s: float = option("number", 30.0, least=0, unit="seconds", flag="--drain-timeout", metavar="S")
-    api_key: str | None = None
-    keys_file: Path | None = None
+    api_key: str | None = None  # key that clients must send; None: no key, or those of `keys_file`
+    keys_file: Path | None = None  # file with keys, reloaded on SIGHUP; see `read_keys`
     cors_origins: tuple[str, ...] = option("texts", (), flag="--cors-origin", metavar="URL")
     tls_certificate: Path | None = option("path", flag="--tls-certificate", metavar="PEM")
     tls_key: Path | None = option("path", flag="--tls-key", metavar="PEM")

@@ -1,8 +1,8 @@
 """The server in one process: its connections, which uvicorn serves, and its ASGI application with all routes."""
 
 import asyncio
+import contextlib
 import functools
-import itertools
 import json
 import math
 import multiprocessing
@@ -22,19 +22,17 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.server.access import OWN_PATH, Access
 from u2moe.runtime.server.accounts import Connections, allowed_connections
 from u2moe.runtime.server.errors import RequestError, error_response
-from u2moe.runtime.server.log import LOGGER
-from u2moe.runtime.server.metrics import Metrics
+from u2moe.runtime.server.log import LOGGER, Metrics
 from u2moe.runtime.server.models import REQUEST_OPTIONS
 from u2moe.runtime.server.options import check_tls
+from u2moe.runtime.server.protocols import PROTOCOLS
 from u2moe.runtime.server.protocols.rest import RESPONSE_FORMATS
-from u2moe.runtime.server.protocols.table import PROTOCOLS
 from u2moe.runtime.server.protocols.wyoming import LINE_BYTES
 from u2moe.runtime.server.service import Service
-from u2moe.runtime.server.transport import CONNECTION, PacedConnection
+from u2moe.runtime.server.transport import CONNECTION, PacedConnection, charged
 
 _PING_S = 5.0  # seconds between pings, which detect a lost client even while much of the client's data is unread
 _HANDSHAKE_S = 20.0
@@ -42,8 +40,7 @@ _GRACE_S = 5  # seconds for connections to close when the server stops
 _ACCEPTED_AT_ONCE = 16
 _NO_DESCRIPTORS_S = 0.5
 _LEFT_TO_OTHERS_S = 0.005  # seconds for which new connections are left to workers with more free slots
-_DOUBT_S = 2.0  # other workers leave connections to a worker until its event loop is blocked for so many seconds
-_TICK_S = 0.1
+_DOUBT_S = 3.0  # other workers leave connections to a worker until its last heartbeat was so many seconds ago
 _MEDIA_TYPES = {
     ".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml",
     ".json": "application/json", ".wasm": "application/wasm",
@@ -127,7 +124,7 @@ class Server:
     def _log_error(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Log an error that asyncio could not report to any caller."""
         error = context.get("exception")
-        self._service.incidents.bug("a task", error if isinstance(error, Exception) else RuntimeError())
+        self._service.metrics.fail(error if isinstance(error, Exception) else RuntimeError())
 
     def _accept(self, speaks: str, listening: socket.socket) -> None:
         """Accept connections, a few in each turn of the event loop."""
@@ -140,7 +137,7 @@ class Server:
             except (BlockingIOError, InterruptedError, ConnectionError):
                 return
             except OSError:  # no free file descriptors
-                self._service.incidents.refuse("connections")
+                self._service.metrics.refuse("connections")
                 self._pause(_NO_DESCRIPTORS_S)
                 return
             connection.setblocking(False)  # noqa: FBT003
@@ -168,20 +165,24 @@ class Server:
         """Serve a new connection, after a wait if its address has a high debt. Close it if `connections` refuses it."""
         visit = self.connections.enter(accepted)
         if visit is None:
-            self._service.incidents.refuse("connections")
+            self._service.metrics.refuse("connections")
             accepted.close()
             return
         run_tcp = PROTOCOLS[speaks].run_tcp if speaks in PROTOCOLS else None
-        connection = PacedConnection(visit, self.served, self._service.incidents.fail, is_http=run_tcp is None)
+        connection = PacedConnection(visit, self.served, self._service.metrics.fail, is_http=run_tcp is None)
         if run_tcp is not None:
             visit.settle()  # not counted as new: it may not become a stream for a long time
             reader = asyncio.StreamReader(LINE_BYTES)
             connection.inner = asyncio.StreamReaderProtocol(
-                reader, lambda _, writer: self._spawn(connection.run(run_tcp(self._service, reader, writer)))
+                reader, lambda _, writer: self._spawn(charged(run_tcp(self._service, reader, writer), visit))
             )
-        begun = self._spawn(self._begin(connection, speaks, accepted))
-        # a task that is cancelled before its first step cannot close the connection itself
-        begun.add_done_callback(lambda task: _drop(connection, accepted) if task.cancelled() else None)
+
+        def drop_unless_served(_begun: asyncio.Task[None]) -> None:  # the task may be cancelled before its first step
+            if connection not in self.served:
+                visit.leave()
+                accepted.close()
+
+        self._spawn(self._begin(connection, speaks, accepted)).add_done_callback(drop_unless_served)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -193,7 +194,7 @@ class Server:
         """Pass a connection to its protocol."""
         tls = self._config.ssl if connection.is_http else None
         limit_s = None if tls is None else _HANDSHAKE_S
-        try:
+        with contextlib.suppress(OSError):  # the TLS handshake failed
             if wait_s := connection.visit.wait_s(time.monotonic()):
                 await asyncio.sleep(wait_s)
             if connection.is_http:
@@ -202,22 +203,19 @@ class Server:
                 connection.inner = speak_http(self._config, self._uvicorn.server_state, app_state=state)
             loop = asyncio.get_running_loop()
             await loop.connect_accepted_socket(lambda: connection, accepted, ssl=tls, ssl_handshake_timeout=limit_s)
-        except OSError:  # the TLS handshake failed
-            _drop(connection, accepted)
 
     def _stop_without_parent(self, sentinel: int) -> None:
         asyncio.get_running_loop().remove_reader(sentinel)
         self.stop()
 
     async def _look_after(self) -> None:
-        """Regularly update the heartbeat and check connections."""
-        for tick in itertools.count():
+        """Update the heartbeat and check connections once a second."""
+        while True:
             self._service.metrics.set("heartbeats", time.monotonic())
-            if tick % round(1 / _TICK_S) == 0:
-                self.connections.look()
-                for connection in list(self.served):
-                    connection.check(time.monotonic())
-            await asyncio.sleep(_TICK_S)
+            self.connections.looked_s = time.thread_time()
+            for connection in list(self.served):
+                connection.check(time.monotonic())
+            await asyncio.sleep(1.0)
 
     def stop(self) -> None:
         """Have the server stop once the utterances and files in progress have finished."""
@@ -236,12 +234,6 @@ class Server:
             LOGGER.error("cannot reload keys and certificate: %s", error)
         else:
             LOGGER.info("reloaded keys and certificate")
-
-
-def _drop(connection: PacedConnection, accepted: socket.socket) -> None:
-    """Close a connection that was not passed to its protocol."""
-    connection.visit.leave()
-    accepted.close()
 
 
 def have_others_room(metrics: Metrics, number: int) -> bool:
@@ -271,22 +263,19 @@ def make_app(service: Service) -> ASGIApp:
     for protocol in PROTOCOLS.values():
         if protocol.routes is not None:
             routes += protocol.routes(service)
-        if protocol.path is not None:
-            routes.append(WebSocketRoute(protocol.path, functools.partial(protocol.serve, service)))
+        if protocol.path is not None and protocol.run is not None:
+            routes.append(WebSocketRoute(protocol.path, functools.partial(protocol.serve, service, protocol.run)))
     open_paths = frozenset({*(route.path for route in page), "/healthz", "/readyz"})
     inner = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
-    access = Access(inner, service.options, service.incidents, service.keys, open_paths)
+    access = Access(inner, service.options, service.metrics, service.keys, open_paths)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await scope["state"][CONNECTION].serve(access, scope, receive, send)
         except OSError:  # the client disconnected
             raise
-        except U2moeError as error:  # the response has begun, so it is truncated
-            service.incidents.fail(error)
-            raise
-        except Exception as error:
-            service.incidents.bug("a request", error)
+        except Exception as error:  # a U2moeError truncates a response that has begun
+            service.metrics.fail(error, "a request")
             raise
 
     return app

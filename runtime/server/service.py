@@ -13,17 +13,13 @@ from u2moe.runtime.decoding.context import ContextGraph
 from u2moe.runtime.options import DecodingOptions
 from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.server.access import KEY, Key, Keys
-from u2moe.runtime.server.accounts import address_of, site_of
-from u2moe.runtime.server.admission import Admission, Take, measure_capacity, measure_costs, take_memory
+from u2moe.runtime.server.accounts import CLIENT, Admission, Take, address_of, site_of
 from u2moe.runtime.server.errors import RequestError, StoppingError, UnavailableError
 from u2moe.runtime.server.files import FileQueue
-from u2moe.runtime.server.log import LOGGER, Incidents
-from u2moe.runtime.server.metrics import Metrics
+from u2moe.runtime.server.log import LOGGER, Metrics
 from u2moe.runtime.server.models import ServedModel
 from u2moe.runtime.server.options import ServerOptions
-from u2moe.runtime.server.scheduler import Scheduler
-from u2moe.runtime.server.served_stream import ServedStream
-from u2moe.runtime.server.transport import in_place
+from u2moe.runtime.server.scheduler import Scheduler, ServedStream
 
 _MOST_HELD = 16 << 20  # bytes held for all clients without a slot, not counting the buffers of their connections
 _POLL_S = 0.05
@@ -37,7 +33,7 @@ class Service:
         self.models = {name: ServedModel(name, each, options) for name, each in recognizers.items()}
         self.default = next(iter(self.models.values()))  # for clients that choose no model
         self.options, self.metrics = options, metrics
-        self.incidents, self.keys = Incidents(metrics), Keys(options)
+        self.keys = Keys(options)
         self.is_ready = False
         self._slots: set[Slot] = set()
         self._num_held = 0
@@ -49,14 +45,13 @@ class Service:
         for model in models:
             await asyncio.to_thread(model.recognizer.warm_up)
         if capacity is None:
-            capacity = min([await asyncio.to_thread(measure_capacity, model) for model in models])
+            capacity = min([await asyncio.to_thread(model.measure_capacity) for model in models])
         for model in models:
-            await asyncio.to_thread(take_memory, model, capacity)
-            await asyncio.to_thread(measure_costs, model)
+            await asyncio.to_thread(model.prepare, capacity)
         self.scheduler = Scheduler(self.metrics, self.options.limits)
         lateness = self.scheduler.lateness if self.options.capacity is None else None
-        self.admission = Admission(capacity, self.incidents, "streams", lateness)
-        self.files = FileQueue(self.incidents, self.options)
+        self.admission = Admission(capacity, self.metrics, "streams", lateness)
+        self.files = FileQueue(self.metrics, self.options)
         self.is_ready = True
         self.metrics.set("capacity", capacity)
         self.metrics.set("ready", 1)
@@ -81,7 +76,7 @@ class Service:
         """Return a context manager that takes one of a key's slots. Raises UnavailableError if its limit is reached."""
         if key is None or key.num_streams is None:
             return contextlib.nullcontext(lambda _: None)
-        share = self._shares.setdefault(key.name, Admission(0, self.incidents, "streams", key=key.name))
+        share = self._shares.setdefault(key.name, Admission(0, self.metrics, "streams", key=key.name))
         share.num_slots = key.num_streams
         return share.slot()
 
@@ -93,7 +88,7 @@ class Service:
             slot = Slot(self, (take_of_key, take))
             self._slots.add(slot)
             try:
-                with in_place(slot.abandon):
+                with CLIENT.get().place(slot.abandon):
                     yield slot
             except asyncio.CancelledError:
                 if not slot.is_drained:
@@ -107,7 +102,7 @@ class Service:
     def room(self, num_bytes: int) -> Iterator[None]:
         """Reserve memory for data of a client without a slot. Raises UnavailableError if all such data is too much."""
         if self._num_held + num_bytes > _MOST_HELD:
-            self.incidents.refuse("full")
+            self.metrics.refuse("full")
             raise UnavailableError("the server is full: clients are sending too much data before they send audio")
         self._num_held += num_bytes
         try:
@@ -120,29 +115,24 @@ class Service:
         self.is_ready = False
         self.metrics.set("ready", 0)
         self.admission.is_stopping = self.files.admission.is_stopping = True
-        for slot in list(self._slots):
-            slot.end(is_now=False)
-        if not await self._wait_until_idle(self.options.drain_s):
-            told = "cut off %.0f streams and %d files: they took longer than --drain-timeout"
-            LOGGER.warning(told, self.admission.num_taken, self.files.admission.num_taken)
+        for is_now, seconds in ((False, self.options.drain_s), (True, _AFTER_DRAIN_S)):
+            if is_now:
+                told = "cut off %.0f streams and %d files: they took longer than --drain-timeout"
+                LOGGER.warning(told, self.admission.num_taken, self.files.admission.num_taken)
+                self.files.cut()
             for slot in list(self._slots):
-                slot.end(is_now=True)
-            self.files.cut()
-            await self._wait_until_idle(_AFTER_DRAIN_S)
+                slot.end(is_now=is_now)
+            end = time.monotonic() + seconds
+            while (is_busy := self.admission.num_taken or self.files.admission.num_taken) and time.monotonic() < end:  # noqa: ASYNC110
+                await asyncio.sleep(_POLL_S)
+            if not is_busy:
+                return
 
     def stop(self) -> None:
         """Stop the threads. Unfinished streams get no more results."""
         self.is_ready = False
         self.scheduler.stop()
         self.files.stop()
-
-    async def _wait_until_idle(self, seconds: float) -> bool:
-        end = time.monotonic() + seconds
-        while self.admission.num_taken or self.files.admission.num_taken:
-            if time.monotonic() > end:
-                return False
-            await asyncio.sleep(_POLL_S)
-        return True
 
 
 class Slot:
@@ -154,25 +144,17 @@ class Slot:
         self.is_drained = False  # whether the connection must end because the server is stopping
         self._service, self._takes = service, takes
         self._task = asyncio.current_task()
-        self._fed_before_s, self._is_whole = 0.0, False
+        self._fed_before_s = 0.0
 
     @property
     def fed_s(self) -> float:
         """Seconds of audio fed to all streams of the slot."""
         return self._fed_before_s + (self.stream.duration if self.stream is not None else 0.0)
 
-    async def open_stream(
-        self,
-        sample_rate: float,
-        decoding: DecodingOptions | None = None,
-        hotwords: ContextGraph | None = None,
-        *,
-        is_whole: bool = False,
+    def open_stream(
+        self, sample_rate: float, decoding: DecodingOptions | None = None, hotwords: ContextGraph | None = None
     ) -> ServedStream:
         """Open a stream, and abandon the previous one.
-
-        If `is_whole`, the stream is useful only if all its audio is recognised. A stopping server does not end such a
-        stream after an utterance. The stream continues to its end or, after `drain_s` seconds, ends with an error.
 
         Raises AudioError for an invalid sample rate, StreamError if the bundle does not support `decoding`,
         UnavailableError if too few slots are free for a costly stream, and StoppingError.
@@ -190,7 +172,6 @@ class Slot:
             self.stream.close()
         self._fed_before_s = self.fed_s
         self.stream = service.scheduler.open(recognizer, stream, sample_rate)
-        self._is_whole = is_whole
         return self.stream
 
     def abandon(self) -> None:
@@ -199,14 +180,13 @@ class Slot:
             self.stream.close()
 
     def end(self, *, is_now: bool) -> None:
-        """End after the current utterance, or after the current stream if it was opened with `is_whole`.
+        """End after the current utterance, or after a stream that must be whole. Without a stream, end at once.
 
-        Without a stream, end at once. If `is_now`, the utterance ends with the audio so far, and a stream opened with
-        `is_whole` ends with an error.
+        If `is_now`, the utterance ends with the audio so far, and a stream that must be whole ends with an error.
         """
         self.is_drained = True
-        if self.stream is None or self.stream.is_over or (self._is_whole and is_now):
+        if self.stream is None or self.stream.is_over or (self.stream.must_be_whole and is_now):
             if self._task is not None:
                 self._task.cancel()
-        elif not self._is_whole:
+        elif not self.stream.must_be_whole:
             self.stream.finish() if is_now else self.stream.drain()

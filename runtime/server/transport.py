@@ -12,15 +12,13 @@ import socket
 import sys
 import time
 import types
-from collections.abc import Awaitable, Callable, Generator, Iterator
+from collections.abc import Awaitable, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import ContextVar
-from functools import partial
 from typing import Any, TypeVar, cast
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from u2moe.runtime.server.accounts import Visit
+from u2moe.runtime.server.accounts import CLIENT, Visit
 from u2moe.runtime.server.errors import IdleError, RequestError
 
 _Value = TypeVar("_Value")
@@ -31,21 +29,15 @@ _TURN_S = 0.001  # seconds that processing the bytes of one read should take
 _READ_S, _BYTE_S = 20e-6, 0.5e-9  # seconds that asyncio takes per read and per byte
 _REQUEST_S = 20.0  # seconds in which a client must send a request, not counting its body
 _UNREAD_S = 20.0  # a client that reads slowly must read `LEAST_BYTES_PER_S` on average in each such period
-_CLOSE_S = 10.0
-"""Seconds for which the server still reads from a connection after closing it. Otherwise the client could lose the last
-data that the server sent."""
-_MOST_OPEN_S = 0.5
-"""Maximum seconds of work on an incomplete message. Even a long message takes a hundredth of this time, unless it has a
-million fragments."""
+_CLOSE_S = 10.0  # for which a closed connection is still read; otherwise the client could lose the last data sent
+_MOST_OPEN_S = 0.5  # of work on an incomplete message; a long one takes a hundredth, unless it has a million fragments
 _DEAF_BYTES = 64 << 10  # maximum bytes passed on after the end of a WebSocket; they may contain its close frame
 _PROBE = b"HTTP/1.1 100 Continue\r\n\r\n"  # HTTP/1.1 clients ignore it; the system of a lost client answers by a reset
 _REFUSAL = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 ANSWERS = ("http.response.start", "websocket.accept", "websocket.http.response.start")
 """Types of messages that begin a response."""
 _buffer = memoryview(bytearray(_MOST_BYTES))
-_thread = ThreadPoolExecutor(1, "u2moe-clients")
-"""One thread for all clients: several threads would keep Python's GIL from the event loop most of the time."""
-_current: ContextVar[PacedConnection | None] = ContextVar("u2moe_connection", default=None)
+_thread = ThreadPoolExecutor(1, "u2moe-clients")  # several threads would keep Python's GIL from the event loop
 
 
 class PacedConnection(asyncio.BufferedProtocol):
@@ -53,13 +45,11 @@ class PacedConnection(asyncio.BufferedProtocol):
 
     Each turn takes about a millisecond. Nothing is read while the client waits because of its debt, while the inner
     protocol pauses reading, or while the client does not read. A closed connection discards incoming data.
-
     `visit` counts the connection's processor time, `served` has the open connections, and `fail` counts an error that
     ends the connection. If `is_http`, the client must send HTTP requests.
     """
 
     inner: asyncio.BaseProtocol  # serves the client; HTTP may replace itself with a WebSocket protocol
-    lost: Callable[[], object] | None = None  # called at a disconnection, which a client's task may notice late
 
     def __init__(
         self, visit: Visit, served: set[PacedConnection], fail: Callable[[Exception], object], *, is_http: bool = True
@@ -67,11 +57,11 @@ class PacedConnection(asyncio.BufferedProtocol):
         self.visit, self._served, self._fail, self.is_http = visit, served, fail, is_http
         self._loop = asyncio.get_running_loop()
         self._rest = b""  # data that has been read but not passed on
-        self._size, self._spent_s = _FIRST_BYTES, 0.0
+        self._size = _FIRST_BYTES
         self._timer: asyncio.Handle | None = None
         self._deadline = self._loop.time() + _REQUEST_S if is_http else math.inf  # for a request or for closing
         self._request: Scope | None = None  # current HTTP request
-        self._is_held = self._has_ended = self.is_closing = False
+        self._is_held = self._has_ended = self._is_closing = False
         self._is_whole = self._is_answered = self._is_served = False  # body read; response begun; application called
         self._unread: tuple[float, int] | None = None  # time of the last check, and number of unread bytes at that time
         self._num_open, self._open_s = 0, 0.0  # bytes and work since the last complete message
@@ -81,7 +71,7 @@ class PacedConnection(asyncio.BufferedProtocol):
         """Start the inner protocol."""
         self._transport = cast("asyncio.Transport", transport)
         self._served.add(self)
-        self.inner.connection_made(cast("asyncio.Transport", _Wire(self, self._transport)))
+        self.inner.connection_made(cast("asyncio.Transport", self))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the inner protocol, and release the connection."""
@@ -89,8 +79,6 @@ class PacedConnection(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
         self._detach(exc)
-        if self.lost is not None:
-            self.lost()
         self._served.discard(self)
         self.visit.leave(self._num_open)
 
@@ -107,7 +95,8 @@ class PacedConnection(asyncio.BufferedProtocol):
         """Resume reading from the client, because it has read most of what it was sent."""
         self._unread = None
         self.inner.resume_writing()
-        self.hold(self._is_held)
+        if not self._is_held:
+            self.resume_reading()
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - interface of asyncio
         """Return the buffer for reading. Its size limits the bytes read at once."""
@@ -122,19 +111,48 @@ class PacedConnection(asyncio.BufferedProtocol):
         """Handle the end of the client's data. Return whether the connection stays open for the response."""
         self._has_ended = True
         can_wait = self._transport.can_write_eof() and (self._rest or self._request is not None)
-        return not self.is_closing and bool(can_wait or cast("asyncio.Protocol", self.inner).eof_received())
+        return not self._is_closing and bool(can_wait or cast("asyncio.Protocol", self.inner).eof_received())
 
-    def hold(self, is_held: bool) -> None:
-        """Stop passing data to the inner protocol if `is_held`; otherwise resume."""
-        self._is_held = is_held
-        if self._rest and self._timer is None and not is_held:
+    # The next methods, and those of the real transport, are the transport of the inner protocol.
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """Switch to a WebSocket protocol. If its handshake was invalid, close the connection."""
+        self.inner = protocol
+        self._is_served = False
+        self._loop.call_soon(self._refuse_unless_served)
+
+    def _refuse_unless_served(self) -> None:
+        if not (self._is_served or self._is_closing):
+            self._transport.write(_REFUSAL)
+            self.close()
+
+    def is_closing(self) -> bool:
+        """Return whether nothing more is sent."""
+        return self._is_closing or self._transport.is_closing()
+
+    def write(self, data: bytes) -> None:
+        """Send data, unless the connection is closing."""
+        if not self.is_closing():
+            self._transport.write(data)
+
+    def pause_reading(self) -> None:
+        """Stop passing data to the inner protocol."""
+        self._is_held = True
+
+    def resume_reading(self) -> None:
+        """Pass data to the inner protocol again."""
+        self._is_held = False
+        if self._rest and self._timer is None:
             self._timer = self._loop.call_soon(self._go_on)  # not now: the inner protocol may be the caller
 
     def _go_on(self) -> None:
         """Pass on data now, or later if the client must wait because it owes processor time."""
         self._timer = None
         now = self._loop.time()
-        if (self._is_held or self._unread is not None) and not self.is_closing:
+        if (self._is_held or self._unread is not None) and not self._is_closing:
             self._transport.pause_reading()
         elif wait_s := self.visit.wait_s(now):
             self._transport.pause_reading()
@@ -146,12 +164,13 @@ class PacedConnection(asyncio.BufferedProtocol):
     def _take_turn(self, charged_s: float) -> None:
         self._timer = None
         piece, self._rest = self._rest, b""
-        if self._spent_s > _TURN_S:
+        spent_s = self.visit.spent_s - charged_s
+        if spent_s > _TURN_S:
             self._size = max(self._size // 2, _LEAST_BYTES)
-        elif self._spent_s < _TURN_S / 4 and len(piece) >= self._size:
+        elif spent_s < _TURN_S / 4 and len(piece) >= self._size:
             self._size = min(2 * self._size, _MOST_BYTES)
-        self._spent_s, begin = 0.0, time.monotonic()
-        if not self.is_closing and (wanted := piece[: self._num_left]):
+        self.visit.spent_s, begin = charged_s, time.monotonic()
+        if not self._is_closing and (wanted := piece[: self._num_left]):
             self._num_left -= len(wanted)
             self._num_open += len(wanted)
             cast("asyncio.Protocol", self.inner).data_received(wanted)
@@ -159,23 +178,17 @@ class PacedConnection(asyncio.BufferedProtocol):
         self._open_s += took_s
         if self._open_s > _MOST_OPEN_S:
             self.close()
-        self.charge(took_s + _READ_S + len(piece) * _BYTE_S - charged_s)
-        self._spent_s += charged_s
+        self.visit.charge(took_s + _READ_S + len(piece) * _BYTE_S - charged_s, self._loop.time())
         if not self._has_ended:
             self._transport.resume_reading()
         elif not (self._transport.is_closing() or self.eof_received()):  # closing a TLS transport twice fails
             self._transport.close()
 
-    def charge(self, seconds: float) -> None:
-        """Charge processor time to the connection."""
-        self._spent_s += seconds
-        self.visit.charge(seconds, self._loop.time())
-
     def close(self) -> None:
         """Stop sending. The client has some time to read the rest of the data and to close the connection."""
-        if self.is_closing:
+        if self._is_closing:
             return
-        self.is_closing = True
+        self._is_closing = True
         is_before_request = self._deadline < math.inf and self._request is None and self._num_left > _DEAF_BYTES
         if is_before_request and self._num_open:
             self._fail(RequestError("invalid HTTP request"))
@@ -185,23 +198,12 @@ class PacedConnection(asyncio.BufferedProtocol):
         with contextlib.suppress(OSError):  # the client has disconnected
             self._transport.write_eof() if can_wait else self._transport.close()
 
-    def replace(self, inner: asyncio.BaseProtocol) -> None:
-        """Switch to a WebSocket protocol. If its handshake was invalid, close the connection."""
-        self.inner = inner
-        self._is_served = False
-        self._loop.call_soon(self._refuse_unless_served)
-
-    def _refuse_unless_served(self) -> None:
-        if not (self._is_served or self.is_closing):
-            self._transport.write(_REFUSAL)
-            self.close()
-
     def check(self, now: float) -> None:
         """Close the connection if the client makes too little progress. Called once a second."""
         if self._unread is not None and now - self._unread[0] > _UNREAD_S:
             size = self._transport.get_write_buffer_size()
             if self._unread[1] - size < LEAST_BYTES_PER_S * _UNREAD_S:
-                if not self.is_closing:
+                if not self._is_closing:
                     self._fail(IdleError("the client reads too little"))
                 self._transport.abort()
             self._unread = now, size
@@ -209,16 +211,12 @@ class PacedConnection(asyncio.BufferedProtocol):
         if not (self._transport.is_closing() or self._transport.is_reading()):  # asyncio would not notice a reset
             tcp: socket.socket = self._transport.get_extra_info("socket")
             has_left = has_left or bool(tcp.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
-        if has_left or (now > self._deadline and self.is_closing):
+        if has_left or (now > self._deadline and self._is_closing):
             self._transport.abort()
         elif now > self._deadline:
             self.close()
         elif self._has_ended and self._request is not None and not self._is_answered:
             self._transport.write(_PROBE if self._request["http_version"] == "1.1" else b"")
-
-    def abort(self) -> None:
-        """Close the connection immediately."""
-        self._transport.abort()
 
     async def serve(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request or a WebSocket."""
@@ -235,7 +233,7 @@ class PacedConnection(asyncio.BufferedProtocol):
             return message
 
         async def answer(message: Message) -> None:
-            if is_http and self.is_closing:  # uvicorn has already answered an invalid request
+            if is_http and self._is_closing:  # uvicorn has already answered an invalid request
                 await asyncio.sleep(0)  # lets uvicorn notice that nothing more will be sent
                 return
             if message["type"] in ANSWERS:
@@ -251,40 +249,15 @@ class PacedConnection(asyncio.BufferedProtocol):
                 if self._num_open > _DEAF_BYTES:  # within a long message
                     self.close()
 
-        await self.run(app(scope, take, answer))
-        if self._request is scope and not self.is_closing:
+        await charged(app(scope, take, answer), self.visit)
+        if self._request is scope and not self._is_closing:
             self._request, self._deadline = None, self._loop.time() + _REQUEST_S
             if self._has_ended:
                 self.close()
 
-    async def run(self, work: Awaitable[_Value]) -> _Value:
-        """Await work, and charge its processor time to this connection."""
-        _current.set(self)
-        return await charged(work)
-
-
-class _Wire:
-    """Transport for the inner protocol. Closing and pausing affect the `PacedConnection`, not the real transport."""
-
-    def __init__(self, connection: PacedConnection, transport: asyncio.Transport) -> None:
-        self._connection, self._transport = connection, transport
-        self.close, self.set_protocol = connection.close, connection.replace
-        self.pause_reading = partial(connection.hold, is_held=True)
-        self.resume_reading = partial(connection.hold, is_held=False)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def is_closing(self) -> bool:
-        return self._connection.is_closing or self._transport.is_closing()
-
-    def write(self, data: bytes) -> None:
-        if not self.is_closing():
-            self._transport.write(data)
-
 
 @types.coroutine
-def _in_steps(work: Generator[Any, Any, _Value], connection: PacedConnection | None) -> Generator[Any, Any, _Value]:
+def _in_steps(work: Generator[Any, Any, _Value], visit: Visit) -> Generator[Any, Any, _Value]:
     value, error = None, None
     while True:
         begin = time.monotonic()
@@ -293,58 +266,29 @@ def _in_steps(work: Generator[Any, Any, _Value], connection: PacedConnection | N
         except StopIteration as end:
             return cast("_Value", end.value)
         finally:
-            if connection is not None:
-                connection.charge(connection.visit.since(begin))
+            visit.charge(visit.since(begin), time.monotonic())
         value = error = None
         try:
             value = yield awaited
-        except GeneratorExit:
-            work.close()
-            raise
         except BaseException as thrown:  # noqa: BLE001 - passed on to the work
             error = thrown
 
 
-async def charged(work: Awaitable[_Value]) -> _Value:
-    """Await work, and charge its processor time to the current connection."""
-    return await _in_steps(work.__await__(), _current.get())
+async def charged(work: Awaitable[_Value], visit: Visit | None = None) -> _Value:
+    """Await work, and charge its processor time to the current client: from now on to `visit`, if given."""
+    CLIENT.set(visit or CLIENT.get())
+    return await _in_steps(work.__await__(), CLIENT.get())
 
 
 async def in_thread(work: Callable[..., _Value], *given: Any) -> _Value:
-    """Run work in a thread, and charge its processor time to the current connection."""
-    spent: list[float] = []
+    """Run work in a thread, and charge its processor time to the current client."""
+    visit, loop = CLIENT.get(), asyncio.get_running_loop()
 
     def do() -> _Value:
         begin = time.thread_time()
         try:
             return work(*given)
         finally:
-            spent.append(time.thread_time() - begin)
+            loop.call_soon_threadsafe(visit.charge, time.thread_time() - begin, time.monotonic())
 
-    try:
-        return await asyncio.get_running_loop().run_in_executor(_thread, do)
-    finally:
-        if (connection := _current.get()) is not None:
-            connection.charge(sum(spent))
-
-
-def earn(audio_s: float) -> None:
-    """Credit the current connection for `audio_s` seconds of audio from its client."""
-    if (connection := _current.get()) is not None:
-        connection.visit.earn(audio_s)
-
-
-@contextlib.contextmanager
-def in_place(lost: Callable[[], object]) -> Iterator[None]:
-    """Within the block, mark the current connection as having a slot, and call `lost` if the client disconnects."""
-    connection = _current.get()
-    if connection is None:
-        yield
-        return
-    connection.visit.take_place(is_taken=True)
-    connection.lost = lost
-    try:
-        yield
-    finally:
-        connection.lost = None
-        connection.visit.take_place(is_taken=False)
+    return await loop.run_in_executor(_thread, do)

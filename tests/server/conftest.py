@@ -21,19 +21,18 @@ from u2moe.runtime import ContextGraph, DecodingOptions, EndpointConfig, Recogni
 from u2moe.runtime.audio.arrays import convert
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.bundle_location import DEMO_FOLDER
-from u2moe.runtime.server import admission
+from u2moe.runtime.server import models
 from u2moe.runtime.server.launch import open_sockets, run_in_loop
-from u2moe.runtime.server.metrics import Metrics
+from u2moe.runtime.server.log import Metrics
 from u2moe.runtime.server.options import ServerOptions
-from u2moe.runtime.server.protocols import rest
-from u2moe.runtime.server.protocols.table import PROTOCOLS
+from u2moe.runtime.server.protocols import PROTOCOLS, rest
 from u2moe.runtime.server.server import Server
 from u2moe.runtime.server.service import Service
 
 PATIENCE_S = 120
 """Seconds after which an operation counts as hanging. The machine may be busy."""
 rest._SILENCE_S = PATIENCE_S  # otherwise responses begin early, before an error is known
-admission._MEASURED_S = 0.5  # the start of a server would take longest
+models._MEASURED_S = 0.5  # the start of a server would take longest
 STREAMING = DecodingOptions(chunk_size=16, num_left_chunks=4, endpoint=EndpointConfig())
 
 
@@ -135,7 +134,7 @@ class RunningServer:
     """A server in a thread. `stop` has the effect of SIGTERM."""
 
     def __init__(self, recognizer, options):
-        self.sockets = open_sockets(options)
+        self.sockets = open_sockets(options, contextlib.ExitStack())
         self.ports = {speaks: listening.getsockname()[1] for speaks, listening in self.sockets.items()}
         self.url = f"http://127.0.0.1:{self.ports['http']}"
         self.websocket_url = self.url.replace("http", "ws")
@@ -269,7 +268,7 @@ def held(demo):
 def start_process(*options, before="", command=(sys.executable,), **environment):
     """Start `u2moe serve` on free ports after code `before`, and yield it when it is ready, with `said` and `urls`. It
     is killed at the end of the context if it still runs."""
-    before += f"\nfrom u2moe.runtime.server import admission\nadmission._MEASURED_S = {admission._MEASURED_S}"
+    before += f"\nfrom u2moe.runtime.server import models\nmodels._MEASURED_S = {models._MEASURED_S}"
     command = [*command, "-c", f"{before}\nfrom u2moe.runtime.cli import main\nraise SystemExit(main())", "serve"]
     settings = {"stderr": subprocess.PIPE, "text": True, "env": {**os.environ, **environment}}
     with subprocess.Popen([*command, "--port", "0", *options], **settings) as process:

@@ -8,10 +8,9 @@ import soundfile
 from dialects import START
 
 from u2moe.runtime.decoding.stream_state import SearchWords
-from u2moe.runtime.server.admission import Admission, Lateness, measure_capacity, measure_costs
+from u2moe.runtime.server.accounts import Admission, Lateness
 from u2moe.runtime.server.errors import StoppingError, UnavailableError
-from u2moe.runtime.server.log import Incidents
-from u2moe.runtime.server.metrics import Metrics
+from u2moe.runtime.server.log import Metrics
 from u2moe.runtime.server.models import ServedModel
 from u2moe.runtime.server.options import ServerOptions
 
@@ -38,8 +37,8 @@ def test_a_language_model_is_measured_with_all_else(demo, monkeypatch):
     """Streams with a language model are the plain ones: their cost is 1, and the capacity counts them."""
     model, fusion, found = ServedModel("demo", demo, ServerOptions()), SearchWords.fusion, []
     monkeypatch.setattr(SearchWords, "fusion", lambda *given: found.append(fusion(*given)) or found[-1])
-    measure_costs(model)
-    measure_capacity(model)
+    model.prepare(1)
+    model.measure_capacity()
     assert found
     assert None not in found
 
@@ -77,12 +76,12 @@ def test_files_have_places_of_their_own(running, held, speech, tmp_path):
 
 
 def test_capacity_can_be_measured_and_admission_counts(demo, running):
-    assert measure_capacity(ServedModel("demo", demo, ServerOptions())) >= 1
+    assert ServedModel("demo", demo, ServerOptions()).measure_capacity() >= 1
     with running(capacity=None) as server:
         assert server.service.admission.num_slots >= 1
         assert server.metric("capacity") == server.service.admission.num_slots
     metrics = Metrics()
-    admission = Admission(1, Incidents(metrics), "files")
+    admission = Admission(1, metrics, "files")
     with admission.slot():
         assert (admission.num_taken, metrics.total("files")) == (1, 1)
         with pytest.raises(UnavailableError, match="1 files"), admission.slot():
@@ -97,9 +96,9 @@ def test_capacity_can_be_measured_and_admission_counts(demo, running):
 def test_nobody_is_admitted_while_results_are_late(monkeypatch):
     """Refusals start at 0.6 seconds and end below 0.3, or without live audio. One stream is always admitted."""
     now = [100.0]
-    monkeypatch.setattr("u2moe.runtime.server.admission.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("u2moe.runtime.server.accounts.time", SimpleNamespace(monotonic=lambda: now[0]))
     metrics, lateness = Metrics(), Lateness()
-    admission = Admission(10, Incidents(metrics), "streams", lateness)
+    admission = Admission(10, metrics, "streams", lateness)
 
     def is_open():
         try:

@@ -13,10 +13,10 @@ import pytest
 import soundfile
 
 from u2moe.runtime import Result, cli
-from u2moe.runtime.server.metrics import Metrics
+from u2moe.runtime.server.log import Metrics
 from u2moe.runtime.server.models import REQUEST_OPTIONS
 from u2moe.runtime.server.options import ServerOptions
-from u2moe.runtime.server.protocols.table import PROTOCOLS as TABLE
+from u2moe.runtime.server.protocols import PROTOCOLS as TABLE
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")

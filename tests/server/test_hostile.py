@@ -108,7 +108,7 @@ def test_a_refused_websocket_is_sent_nothing_after_its_end(small):
 
 def test_names_are_built_with_a_place_and_limited_in_all(small, monkeypatch):
     built = []
-    monkeypatch.setattr("u2moe.runtime.server.models.ServedModel._writable", lambda _, phrases: built.append(phrases))
+    monkeypatch.setattr("u2moe.runtime.server.models.writable", lambda phrases, _: built.append(phrases) or [])
     names = [f"{number:04} {'A' * 180}" for number in range(1000)]
     data = json.dumps({"transcript_names": names}).encode()
     transcribe = wyoming_event("transcribe", data_length=len(data)) + data

@@ -19,7 +19,7 @@ from websockets.exceptions import InvalidStatus
 
 from u2moe.runtime.errors import AudioError
 from u2moe.runtime.server import errors, launch, log
-from u2moe.runtime.server.metrics import Metrics
+from u2moe.runtime.server.log import Metrics
 from u2moe.runtime.server.options import ServerOptions
 
 PATIENCE_S = 120
@@ -158,10 +158,9 @@ def test_what_clients_do_is_counted_each_time_and_logged_once_in_a_while(monkeyp
     times = iter((100.0, 101.0, 159.0, 161.0, 162.0, 230.0, 230.0))
     monkeypatch.setattr("u2moe.runtime.server.log.time", SimpleNamespace(monotonic=lambda: next(times)))
     metrics = Metrics()
-    incidents = log.Incidents(metrics)
     for _ in range(6):
-        incidents.refuse("full")
-    incidents.fail(errors.IdleError("late"))
+        metrics.refuse("full")
+    metrics.fail(errors.IdleError("late"))
     assert (metrics.total("refusals", "full"), metrics.total("failures", "idle")) == (6, 1)
     full = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
     refused = "refused a client: all slots are taken"
@@ -172,12 +171,11 @@ def test_what_clients_do_is_counted_each_time_and_logged_once_in_a_while(monkeyp
 
 def test_each_refusal_and_failure_has_words(caplog):
     metrics = Metrics()
-    incidents = log.Incidents(metrics)
     for reason in ("full", "stopping", "key", "origin"):
-        incidents.refuse(reason)
+        metrics.refuse(reason)
     wrong = errors.RequestError("wrong"), errors.IdleError("late"), errors.TooLargeError("large"), AudioError("noise")
     for error in (*wrong, errors.RecognitionError("failed"), RuntimeError("a bug"), errors.StoppingError()):
-        incidents.fail(error)
+        metrics.fail(error)
     kinds = ("request", "idle", "too_large", "recognition")
     assert [metrics.total("failures", kind) for kind in kinds] == [2, 1, 1, 2]
     assert len(caplog.records) == 8
@@ -189,7 +187,7 @@ def test_each_refusal_and_failure_has_words(caplog):
 )
 def test_a_server_that_is_open_to_all_warns(options, is_warned, caplog):
     chosen = ServerOptions(port=0, **options)
-    sockets = launch.open_sockets(chosen)
+    sockets = launch.open_sockets(chosen, contextlib.ExitStack())
     caplog.set_level("INFO")
     launch._log_addresses(chosen, sockets)
     assert f"listening at http://{chosen.host}:{sockets['http'].getsockname()[1]}/" in caplog.text

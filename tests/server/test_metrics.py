@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from u2moe.runtime.server.metrics import LATENCY_BUCKETS, Metrics, shared_rows
+from u2moe.runtime.server.log import LATENCY_BUCKETS, Metrics, shared_rows
 
 LINE = re.compile(r'^[a-z0-9_]+(\{[a-z]+="[^"]*"\})? -?[0-9.e+-]+$')
 

@@ -14,7 +14,7 @@ from tones import say, toy_recognizer
 
 from u2moe.runtime import DecodingOptions, Grammar, Recognizer, TextFormat
 from u2moe.runtime.server.models import REQUEST_OPTIONS
-from u2moe.runtime.server.protocols.table import PROTOCOLS
+from u2moe.runtime.server.protocols import PROTOCOLS
 
 CHOOSE = {
     "/stream": '{"model": "tones"}',

@@ -13,7 +13,7 @@ from tones import toy_recognizer
 
 from u2moe.runtime import DecodingOptions, Result, TextFormat, Transcript, format_transcript
 from u2moe.runtime.result import WordResult
-from u2moe.runtime.server.served_stream import ServedStream
+from u2moe.runtime.server.scheduler import ServedStream
 
 pytestmark = needs_chromium
 WRITTEN = DecodingOptions(text_format=TextFormat())

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from dialects import END, START, audio_messages
 
-from u2moe.runtime.server.protocols.table import PROTOCOLS
+from u2moe.runtime.server.protocols import PROTOCOLS
 
 PROTOCOLS_BY_PATH = {protocol.path: protocol for protocol in PROTOCOLS.values()}
 ERROR_FIELDS = {"/stream": "message", "/wenet": "message", "/vosk": "error"}

@@ -102,14 +102,14 @@ def test_a_connection_of_tls_that_is_lost_is_left_alone():
             connection = PacedConnection(visit, set(), lambda _: None)
             connection.inner, transport = asyncio.Protocol(), LostTransport()
             connection.connection_made(transport)
-            connection.hold(is_held=True)
+            connection.pause_reading()
             connection.get_buffer(0)[:5] = b"GET /"
             connection.buffer_updated(5)
             connection.eof_received()
             transport.close() if is_lost else connection.close()
             if is_lost:
                 connection.connection_lost(None)
-            connection.hold(is_held=False)
+            connection.resume_reading()
             await asyncio.sleep(0.01)
             connection.check(time.monotonic())
 
@@ -161,9 +161,9 @@ def test_a_response_is_not_copied_for_who_does_not_read(server):
 
 def test_connections_answer_at_once_and_a_mistake_of_ours_is_logged(server, caplog, monkeypatch):
     """asyncio sends small answers without delay only if the socket names TCP."""
-    with contextlib.closing(open_sockets(ServerOptions(port=0))["http"]) as listening:
-        assert listening.proto == socket.IPPROTO_TCP
-    monkeypatch.setattr(server.service.incidents, "_rate", log._Rate())
+    with contextlib.ExitStack() as opened:
+        assert open_sockets(ServerOptions(port=0), opened)["http"].proto == socket.IPPROTO_TCP
+    monkeypatch.setattr(server.service.metrics, "_rate", log._Rate())
     monkeypatch.setattr(server.service.metrics, "text", lambda: 1 / 0)
     assert server.get("/metrics").status_code == 500
     server.wait_until(lambda: any("internal error in a request" in each.getMessage() for each in caplog.records))

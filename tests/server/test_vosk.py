@@ -67,7 +67,7 @@ def test_a_reset_and_a_later_configuration(server, speech, expected):
 
 
 def test_a_message_with_more_segments_than_wait_for_a_client(server, speech, expected, monkeypatch):
-    monkeypatch.setattr("u2moe.runtime.server.served_stream._MAX_UNREAD", 3)
+    monkeypatch.setattr("u2moe.runtime.server.scheduler._MAX_UNREAD", 3)
     with server.connect("/vosk") as client:
         client.send('{"config": {"sample_rate": 16000}}')
         client.send(np.tile(speech(), 2).tobytes())

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from u2moe.runtime.server import launch as workers_module
-from u2moe.runtime.server.metrics import Metrics, shared_rows
+from u2moe.runtime.server.log import Metrics, shared_rows
 from u2moe.runtime.server.server import have_others_room
 
 PATIENCE_S = 120

@@ -13,7 +13,7 @@ from u2moe.runtime.options import EndpointConfig, EndpointRule
 from u2moe.runtime.server.connection import Connection, Protocol, converse, parse_object, plain_number, read_samples
 from u2moe.runtime.server.errors import RequestError, refusing
 from u2moe.runtime.server.models import REQUEST_OPTIONS
-from u2moe.runtime.server.served_stream import ServedStream
+from u2moe.runtime.server.scheduler import ServedStream
 
 Encoding = Literal["pcm_s16le", "pcm_f32le"]
 _KINDS = {"pcm_s16le": "<i2", "pcm_f32le": "<f4"}
@@ -78,7 +78,7 @@ async def run(connection: Connection) -> None:
         if not least <= chunk_size <= most:
             raise RequestError(f"chunk_size must be between {least} and {most}, got {chunk_size}", "chunk_size")
     decoding = dataclasses.replace(default, chunk_size=chunk_size, endpoint=request.endpoint or default.endpoint)
-    stream = await connection.slot.open_stream(request.sample_rate, decoding, hotwords)
+    stream = connection.slot.open_stream(request.sample_rate, decoding, hotwords)
     await connection.send({"type": "ready", "sample_rate": plain_number(request.sample_rate)})
     await converse(_read(connection, stream, _KINDS[request.encoding]), _write(connection, stream, request))
     await connection.send({"type": "done", "duration": round(stream.duration, 3)})

@@ -22,7 +22,7 @@ from u2moe.runtime.options import EndpointConfig, EndpointRule
 from u2moe.runtime.server.connection import Connection, Protocol, converse, int16_samples, parse_object, plain_number
 from u2moe.runtime.server.errors import RequestError, in_openai_form, refusing
 from u2moe.runtime.server.models import REQUEST_OPTIONS
-from u2moe.runtime.server.served_stream import ServedStream
+from u2moe.runtime.server.scheduler import ServedStream
 from u2moe.runtime.text.vocabulary import join_texts
 from u2moe.runtime.validation import checked_choice, checked_number, checked_object
 
@@ -137,10 +137,10 @@ class _Conversation:
             is_within_turn = source.settings["turn_detection"] is None or source.session.partial_text
             if not is_within_turn:
                 await self._end(source)
-        source = self._source or await self._open()
+        source = self._source or self._open()
         await source.session.feed(_read_audio(data, source.settings["format"]))
 
-    async def _open(self) -> _Source:
+    def _open(self) -> _Source:
         slot, decoding, settings = self._connection.slot, self._decoding, self._settings
         begin_s, detection = slot.fed_s, settings["turn_detection"]
         if detection is not None and (silence_ms := detection["silence_duration_ms"]):
@@ -148,7 +148,8 @@ class _Conversation:
             endpoint = dataclasses.replace(decoding.endpoint or EndpointConfig(), rule2=rule)
             decoding = dataclasses.replace(decoding, endpoint=endpoint)
         rate = float(settings["format"].get("rate", _TELEPHONE_RATE))
-        session = await slot.open_stream(rate, decoding, self._hotwords, is_whole=detection is None)
+        session = slot.open_stream(rate, decoding, self._hotwords)
+        session.must_be_whole = detection is None
         self._source = _Source(session=session, settings=settings, begin_s=begin_s)
         self._sources.put_nowait(self._source)
         return self._source

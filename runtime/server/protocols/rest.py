@@ -23,13 +23,14 @@ from u2moe.runtime.errors import AudioError, U2moeError
 from u2moe.runtime.recognition import transcript_of
 from u2moe.runtime.result import Result, Transcript
 from u2moe.runtime.server.access import KEY
-from u2moe.runtime.server.connection import Patience, Protocol, added_text, converse, read_object
+from u2moe.runtime.server.accounts import CLIENT
+from u2moe.runtime.server.connection import Patience, Protocol, added_text, converse, parse_object
 from u2moe.runtime.server.errors import RequestError, StorageError, error_response, in_openai_form, refusing
 from u2moe.runtime.server.files import FileTask
 from u2moe.runtime.server.models import REQUEST_OPTIONS, ServedModel
 from u2moe.runtime.server.options import Limits
 from u2moe.runtime.server.service import Service
-from u2moe.runtime.server.transport import LEAST_BYTES_PER_S, earn
+from u2moe.runtime.server.transport import LEAST_BYTES_PER_S
 from u2moe.runtime.text.formats import FORMATS, format_transcript
 from u2moe.runtime.text.vocabulary import join_texts
 from u2moe.runtime.validation import checked_choice, checked_number
@@ -80,8 +81,8 @@ async def _transcribe(service: Service, request: Request, scope: Scope, receive:
             stack.enter_context(service.share_of(scope[KEY]))
             task = stack.enter_context(service.files.place(service.client_of(scope)))
             service.metrics.count("connections", PROTOCOL.name)
-            async with service.files.wait():
-                form, upload = await _receive_form(request, service.options.limits, task)
+            stopped = anext(task.segments(None, None))  # before recognition starts, it can only raise StoppingError
+            form, upload = await converse(stopped, _receive_form(request, service.options.limits, task))
             try:
                 model = service.model(_value(form, "model"))
                 wanted = _Wanted(form, upload.filename or "file", model)
@@ -104,23 +105,20 @@ async def _transcribe(service: Service, request: Request, scope: Scope, receive:
         except ClientDisconnect:
             response = Response(status_code=499)
         except U2moeError as error:
-            service.incidents.fail(error)
+            service.metrics.fail(error)
             response = error_response(_told(error), headers={"Connection": "close"})
         await response(scope, receive, send)
 
 
 async def _receive_form(request: Request, limits: Limits, task: FileTask) -> tuple[FormData, UploadFile]:
     """Receive a form, and store its field "file" on disk. If the declared size is too large, nothing is read."""
-    size = 0
-    patience = Patience(limits.idle_s, LEAST_BYTES_PER_S * limits.idle_s, "bytes", lambda: size)
+    patience = Patience(limits.idle_s, LEAST_BYTES_PER_S * limits.idle_s, "bytes", lambda: task.num_bytes)
 
     async def receive() -> Message:
-        nonlocal size
         message = await patience.wait_for(request.receive)
         num_bytes = len(message.get("body", b""))
-        size += num_bytes
-        task.store(size)
-        earn(num_bytes / _BYTES_PER_AUDIO_S)
+        task.store(num_bytes)
+        CLIENT.get().earn(num_bytes / _BYTES_PER_AUDIO_S)
         return message
 
     declared = request.headers.get("content-length", "")
@@ -136,7 +134,7 @@ async def _receive_form(request: Request, limits: Limits, task: FileTask) -> tup
         reason = error.detail if isinstance(error, HTTPException) else error
         raise RequestError(f"the form is damaged: {reason}") from error
     except OSError as error:
-        raise StorageError.of(error) from error
+        raise StorageError(error.errno) from error
     if not isinstance(upload := form.get("file"), UploadFile):
         await form.close()
         raise RequestError("expected a form (multipart/form-data) with a file in the field 'file'", "file")
@@ -157,7 +155,7 @@ async def _parts(service: Service, wanted: _Wanted, first: str, rest: AsyncItera
     except U2moeError as error:
         if not wanted.is_stream:
             raise
-        service.incidents.fail(error)
+        service.metrics.fail(error)
         yield _event({"type": "error", "error": in_openai_form(_told(error))})
 
 
@@ -212,14 +210,10 @@ def _event(value: dict[str, Any]) -> str:
 
 
 class _Wanted:
-    """A client's request for a transcription, read from a form. A RequestError reports a value that is not supported.
-
-    `name` is the client's name for the file, `options` are those for `ServedModel.decoding`. If `is_json`, spaces may
-    precede the response.
-    """
+    """A client's request for a transcription, read from a form. A RequestError reports an unsupported value."""
 
     def __init__(self, form: FormData, name: str, model: ServedModel) -> None:
-        self.name = name
+        self.name = name  # the client's name for the file
         self.format = _value(form, "response_format") or "json"
         self._granularities = form.getlist(f"{_GRANULARITY}[]") or form.getlist(_GRANULARITY) or ["segment"]
         self._language = _value(form, "language") or (model.languages[0] if len(model.languages) == 1 else "")
@@ -230,7 +224,7 @@ class _Wanted:
             checked_number("temperature", _value(form, "temperature") or 0, least=0, most=1, from_text=True)
         model.check_language(_value(form, "language"))
         self.is_stream = _value(form, "stream").lower() in ("true", "1")
-        self.is_json = self.format.endswith("json")
+        self.is_json = self.format.endswith("json")  # so spaces may precede the response
         self.media_type = "text/event-stream" if self.is_stream else RESPONSE_FORMATS[self.format]
         self.options = {name: _option(name, text) for name in REQUEST_OPTIONS if (text := _value(form, name))}
 
@@ -255,7 +249,7 @@ def _option(name: str, text: str) -> Any:
     """Parse an option's value, which is JSON. Flags may be capitalised, because Python clients send True."""
     wrapped = f'{{"value": {text.lower() if REQUEST_OPTIONS[name].kind == "flag" else text}}}'
     try:
-        return read_object(wrapped)["value"]
+        return parse_object(wrapped)["value"]
     except RequestError:
         raise RequestError(f"{name} must be JSON, got {text!r:.80}", name) from None
 

@@ -1,7 +1,6 @@
 """Protocols of sherpa-onnx's WebSocket servers.
 
 Streaming: float32 samples at 16 kHz, then "Done", answered by "Done!".
-
 Non-streaming: whole recordings with one answer each, then "Done". A recording begins with two int32 numbers: the sample
 rate and the size of the samples in bytes. The float32 samples follow. A client may split a recording into messages at
 any byte after the first eight.
@@ -13,7 +12,7 @@ from typing import Any
 from u2moe.runtime.result import Result
 from u2moe.runtime.server.connection import Connection, Protocol, converse, float32_samples
 from u2moe.runtime.server.errors import IdleError, RequestError
-from u2moe.runtime.server.served_stream import ServedStream
+from u2moe.runtime.server.scheduler import ServedStream
 from u2moe.runtime.text.vocabulary import Vocabulary, join_texts
 
 _SAMPLE_RATE = 16_000
@@ -27,7 +26,7 @@ async def run(connection: Connection) -> None:
     Audio after the answer "Done!" begins another stream, as in sherpa-onnx's server. The client closes the connection.
     """
     while not connection.slot.is_drained:
-        stream = await connection.slot.open_stream(_SAMPLE_RATE)
+        stream = connection.slot.open_stream(_SAMPLE_RATE)
         try:
             await converse(_read(connection, stream), _write(connection, stream))
         except IdleError:
@@ -74,7 +73,8 @@ async def run_offline(connection: Connection) -> None:
         sample_rate, num_bytes = _HEAD.unpack_from(message)
         if num_bytes < 0 or num_bytes % _SAMPLE_BYTES:
             raise RequestError(f"the recording's length must be a non-negative multiple of four bytes, got {num_bytes}")
-        stream = await connection.slot.open_stream(sample_rate, is_whole=True)
+        stream = connection.slot.open_stream(sample_rate)
+        stream.must_be_whole = True
         results = await converse(_read_recording(connection, stream, message[_HEAD.size :], num_bytes), _finals(stream))
         text = join_texts([result.text for result in results])
         times = [time for result in results for time in result.times]

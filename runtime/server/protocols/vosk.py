@@ -30,7 +30,7 @@ async def run(connection: Connection) -> None:
             restricted = await connection.slot.model.restricted(config["phrase_list"])
             continue
         if stream is None:
-            stream = await connection.slot.open_stream(config["sample_rate"], restricted)
+            stream = connection.slot.open_stream(config["sample_rate"], restricted)
         if command is None:
             samples = int16_samples(message)  # type: ignore[arg-type]
             size = max(round(_PART_S * stream.sample_rate), 1)

@@ -10,7 +10,7 @@ from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.result import Alternative, Result
 from u2moe.runtime.server.connection import Connection, Protocol, converse, int16_samples, parse_object
 from u2moe.runtime.server.errors import RequestError, refusing
-from u2moe.runtime.server.served_stream import ServedStream
+from u2moe.runtime.server.scheduler import ServedStream
 from u2moe.runtime.validation import checked_flag, checked_integer
 
 _SAMPLE_RATE = 16_000
@@ -29,7 +29,7 @@ async def run(connection: Connection) -> None:
     with refusing():
         nbest = checked_integer("nbest", start.get("nbest", 1), least=1, most=100)
         is_continuous = checked_flag("continuous_decoding", start.get("continuous_decoding", False))
-    stream = await connection.slot.open_stream(_SAMPLE_RATE)
+    stream = connection.slot.open_stream(_SAMPLE_RATE)
     stream.num_alternatives = nbest
     await connection.send({"status": "ok", "type": "server_ready"})
     await converse(_read(connection, stream), _write(connection, stream, nbest, is_continuous=is_continuous))
@@ -90,7 +90,8 @@ def _pieces(alternative: Alternative, recognizer: Recognizer) -> list[dict[str, 
     return [{"word": unit, "start": start, "end": end} for unit, start, end in zip(units, starts, ends, strict=False)]
 
 
-PROTOCOL = Protocol(
-    name="wenet", path="/wenet", run=run, may_have_port=True, close_code=1000,
-    tell_error=lambda error: {"status": "failed", "message": str(error)},
-)  # fmt: skip
+def _tell_error(error: Exception) -> dict[str, Any]:
+    return {"status": "failed", "message": str(error)}
+
+
+PROTOCOL = Protocol(name="wenet", path="/wenet", run=run, may_have_port=True, close_code=1000, tell_error=_tell_error)

@@ -11,16 +11,16 @@ import json
 from collections.abc import Awaitable, Callable
 from functools import partial
 from importlib.metadata import version
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from u2moe.runtime.errors import U2moeError
-from u2moe.runtime.server.connection import Patience, Protocol, added_text, converse, read_object, send_within
+from u2moe.runtime.server.connection import Patience, Protocol, added_text, converse, parse_object, send_within
 from u2moe.runtime.server.errors import ClientGoneError, RequestError, TooLargeError, refusing
 from u2moe.runtime.server.models import ServedModel
-from u2moe.runtime.server.served_stream import ServedStream
+from u2moe.runtime.server.scheduler import ServedStream
 from u2moe.runtime.server.service import Service, Slot
 from u2moe.runtime.text.vocabulary import join_texts
 from u2moe.runtime.validation import checked_integer
@@ -30,14 +30,8 @@ _DATA_BYTES = 256 << 10  # maximum bytes of an event's data
 _EVENTS_PER_TURN = 50
 _SAMPLES = {1: "i1", 2: "<i2", 4: "<i4"}  # types of signed samples by their size in bytes
 _FORMAT = ("rate", "width", "channels")
+_Event = tuple[str, dict[str, Any]]  # type and data of an event, without its payload
 _Value = TypeVar("_Value")
-
-
-class WyomingEvent(NamedTuple):
-    """An event of the protocol, without its payload."""
-
-    type: str
-    data: dict[str, Any]
 
 
 async def serve_wyoming(service: Service, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -47,13 +41,13 @@ async def serve_wyoming(service: Service, reader: asyncio.StreamReader, writer: 
         try:
             await client.run()
         except U2moeError as error:
-            service.incidents.fail(error)
+            service.metrics.fail(error)
             with contextlib.suppress(U2moeError):
                 await client.send("error", text=str(error), code=type(error).__name__)
         except ClientGoneError:
             raise
         except Exception as error:  # noqa: BLE001 - a bug ends one connection, not the server
-            service.incidents.bug("a connection (wyoming)", error)
+            service.metrics.fail(error, "a connection (wyoming)")
     writer.close()
 
 
@@ -70,14 +64,15 @@ class _Client:
 
     async def run(self) -> None:
         while (event := await self._receive()) is not None:
-            match event.type:
+            kind, data = event
+            match kind:
                 case "describe":
                     await self.send("info", **_info(self._service))
                 case "ping":
-                    await self.send("pong", **event.data)
+                    await self.send("pong", **data)
                 case "transcribe":
-                    self._model = self._choose(event.data)
-                    self._names = "\0".join(self._model.shortened(_names(event.data)))
+                    self._model = self._choose(data)
+                    self._names = "\0".join(self._model.shortened(_names(data)))
                 case "audio-start" | "audio-chunk":
                     with self._service.slot("wyoming") as slot:
                         await self._transcribe(slot, event)
@@ -93,24 +88,26 @@ class _Client:
         able = (model for model in self._service.models.values() if language in model.languages)
         return self._service.model(data["name"]) if data.get("name") else next(able, self._service.default)
 
-    async def _transcribe(self, slot: Slot, first: WyomingEvent) -> None:
+    async def _transcribe(self, slot: Slot, first: _Event) -> None:
         """Serve one request, from the first audio event to the transcript."""
         self._patience = Patience.for_audio(slot, self._limits.idle_s)
-        audio = _format_of(first.data)
+        audio = _format_of(first[1])
         slot.model = self._model
         # not built earlier: only clients with a slot may use processor time for hotwords
         hotwords = await self._model.writable_hotwords(self._names.split("\0"))
-        stream = await slot.open_stream(audio[0], hotwords=hotwords, is_whole=True)
+        stream = slot.open_stream(audio[0], hotwords=hotwords)
+        stream.must_be_whole = True
         await converse(self._read(stream, audio, first), self._write(stream))
 
-    async def _read(self, stream: ServedStream, audio: tuple[int, int, int], first: WyomingEvent) -> None:
-        event: WyomingEvent | None = first
+    async def _read(self, stream: ServedStream, audio: tuple[int, int, int], first: _Event) -> None:
+        event: _Event | None = first
         while event is not None:
-            if event.type == "audio-stop":
+            kind, data = event
+            if kind == "audio-stop":
                 stream.finish()
                 return
-            if event.type == "audio-chunk":
-                if _format_of(event.data) != audio:
+            if kind == "audio-chunk":
+                if _format_of(data) != audio:
                     raise RequestError("the format of the audio changed")
                 length, self._num_unread = self._num_unread, 0
                 payload = await self._wait_for(partial(self._reader.readexactly, length))
@@ -138,7 +135,7 @@ class _Client:
         self._writer.write(head + b"\n" + body)
         await send_within(self._limits.send_s, self._writer.drain())
 
-    async def _receive(self) -> WyomingEvent | None:
+    async def _receive(self) -> _Event | None:
         """Skip the unread payload of the last event. Return the next event, or None at the end."""
         event = await self._wait_for(self._read_event)
         self._num_events += 1
@@ -152,7 +149,7 @@ class _Client:
         except (OSError, asyncio.IncompleteReadError) as error:
             raise ClientGoneError from error
 
-    async def _read_event(self) -> WyomingEvent | None:
+    async def _read_event(self) -> _Event | None:
         while self._num_unread:
             skipped = await self._reader.read(min(self._num_unread, LINE_BYTES))
             if not skipped:
@@ -164,15 +161,15 @@ class _Client:
             raise TooLargeError(f"the line of an event may have at most {LINE_BYTES} bytes") from error
         if not line:
             return None
-        head = read_object(line)
+        head = parse_object(line, may_be_binary=True)
         kind, data = head.get("type"), head.get("data") or {}
         if not isinstance(kind, str) or not isinstance(data, dict):
             raise RequestError("an event needs a string as type and an object as data")
         if length := _length(head, "data_length", _DATA_BYTES):
             with self._service.room(length):
-                data = {**data, **read_object(await self._reader.readexactly(length))}
+                data |= parse_object(await self._reader.readexactly(length), may_be_binary=True)
         self._num_unread = _length(head, "payload_length", self._limits.message_bytes)
-        return WyomingEvent(type=kind, data=data)
+        return kind, data
 
 
 def _length(head: dict[str, Any], name: str, most: int) -> int:
