@@ -154,23 +154,19 @@ class Visit:
         self.spent_s = 0.0  # processor time since the client's last data was passed on
         self.lost: Callable[[], object] = lambda: None  # called at a disconnection, which a task may notice late
 
-    def take_place(self, is_taken: bool) -> None:
-        """Record whether the client has a slot for a stream or file."""
-        self._has_place, now = is_taken, time.monotonic()
-        self._own.change(*(_OWN_WITH_PLACE if is_taken else _OWN), now)
-        if not is_taken and self._account is not None:
-            self._account.take(self._own.debt_s(now), now)
-
     @contextlib.contextmanager
     def place(self, lost: Callable[[], object] = lambda: None) -> Iterator[None]:
-        """Within the block, the client has a slot, and `lost` is called if it disconnects."""
-        self.take_place(is_taken=True)
-        self.lost = lost
+        """Within the block, the client has a slot for a stream or file, and `lost` is called if it disconnects."""
+        self._own.change(*_OWN_WITH_PLACE, time.monotonic())
+        self._has_place, self.lost = True, lost
         try:
             yield
         finally:
-            self.lost = lambda: None
-            self.take_place(is_taken=False)
+            now = time.monotonic()
+            self._own.change(*_OWN, now)
+            self._has_place, self.lost = False, lambda: None
+            if self._account is not None:
+                self._account.take(self._own.debt_s(now), now)
 
     def earn(self, audio_s: float) -> None:
         """Reduce the debt after the client sent `audio_s` seconds of audio, or an equivalent part of a file."""

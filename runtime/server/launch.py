@@ -89,8 +89,7 @@ def _listen(options: ServerOptions, port: int, opened: contextlib.ExitStack) -> 
     try:
         family = socket.AF_UNIX if file else socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         # asyncio sets TCP_NODELAY only on sockets made with IPPROTO_TCP
-        kind = 0 if file else socket.IPPROTO_TCP
-        listening = opened.enter_context(socket.socket(family, socket.SOCK_STREAM, kind))
+        listening = opened.enter_context(socket.socket(family, socket.SOCK_STREAM, 0 if file else socket.IPPROTO_TCP))
         if sys.platform != "win32":
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         for direction in (socket.SO_RCVBUF, socket.SO_SNDBUF):

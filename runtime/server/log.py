@@ -85,9 +85,9 @@ _NUM_COLUMNS = 160  # number of columns of the array: enough for all values abov
 def log_to_stderr(worker: int | None = None, *, is_json: bool = False) -> None:
     """Log the server's messages and the warnings of libraries to stderr. Messages of a worker include its number.
 
-    A line is text or, with `is_json`, a JSON object with time, level, logger and message. If it concerns a request, it
-    also has the request's id. Warnings about clients' malformed forms are not logged. Other warnings are limited to one
-    of each kind per minute. With `is_json`, text that other code writes to Python's stderr is also logged.
+    A line is text or, with `is_json`, an object with time, level, logger and message. It has the id of its request, if
+    any. Warnings about malformed forms are not logged. Others are limited to one of each kind per minute. With
+    `is_json`, text that other code writes to Python's stderr is also logged.
     """
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     warnings.simplefilter("ignore", AudioWarning)

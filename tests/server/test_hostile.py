@@ -224,8 +224,9 @@ def test_who_connects_again_and_again_waits_for_what_that_costs():
 def test_who_takes_more_than_a_share_waits_for_the_others_who_do():
     connections = Connections(1000)
     speaker, *greedy = (connections.enter(Peer("10.0.0.1", port)) for port in range(4))
+    slots = contextlib.ExitStack()
     for visit in (speaker, *greedy):
-        visit.take_place(is_taken=True)
+        slots.enter_context(visit.place())
     now = time.monotonic() + 1
     for _ in range(100):
         for visit in greedy:
@@ -237,8 +238,7 @@ def test_who_takes_more_than_a_share_waits_for_the_others_who_do():
     speaker.charge(0.0905, now)
     assert 0.4 < speaker.wait_s(now) < 0.6  # only because of its own debt
     assert connections.enter(Peer("10.0.0.1", 9)).wait_s(now) == 0.0  # slots cost the address nothing
-    for visit in greedy:  # the address is charged when the slot is released
-        visit.take_place(is_taken=False)
+    slots.close()  # the address is charged when a slot is released
     greedy[0].charge(0.3, now)
     assert connections.enter(Peer("10.0.0.1", 9)).wait_s(now) > 0.5
 

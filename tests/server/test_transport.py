@@ -320,8 +320,9 @@ def test_messages_without_audio_take_little_together(monkeypatch):
     monkeypatch.setattr(accounts, "time", type("Time", (), {"monotonic": lambda: now[0]}))
     connections = accounts.Connections(20)
     visits = [accounts.Visit(connections, "", None) for _ in range(9)]
+    slots = contextlib.ExitStack()
     for visit in visits:
-        visit.take_place(is_taken=True)
+        slots.enter_context(visit.place())
     speaker, *flooding = visits
     taken_s = 0.0
     for step in range(60_000):

@@ -103,9 +103,7 @@ async def _write(connection: Connection, stream: ServedStream, request: StreamRe
 
 def _parse_endpoint(value: Any) -> EndpointConfig:
     try:
-        rules: dict[str, Any] = {
-            name: EndpointRule(**given) if isinstance(given, dict) else given for name, given in value.items()
-        }
+        rules: Any = {name: EndpointRule(**each) if isinstance(each, dict) else each for name, each in value.items()}
         config = EndpointConfig(**rules)
     except (AttributeError, TypeError, ValueError) as error:
         raise RequestError(f"endpoint: {error}", "endpoint") from error
