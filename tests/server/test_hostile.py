@@ -158,7 +158,7 @@ def test_the_log_quotes_no_client():
     with pytest.raises(KeyError) as caught:
         {}["secret\n" * 1000]
     record.exc_info = (caught.type, caught.value, caught.tb)
-    line = log._Formatter("%(message)s").format(record)
+    line = log._Formatter("%(message)s", is_json=False).format(record)
     assert re.fullmatch(r"a connection was ended KeyError at test_hostile.py:\d+ test_the_log_quotes_no_client", line)
 
 
@@ -247,7 +247,7 @@ def test_nobody_pays_for_time_in_which_others_had_the_processor(monkeypatch):
     clock = SimpleNamespace(monotonic=lambda: 10.0, thread_time=lambda: 3.0)
     monkeypatch.setattr(accounts, "time", clock)
     connections = Connections(1000)
-    connections.look()
+    connections.looked_s = 3.0
     assert connections.since(9.9995) == pytest.approx(0.0005)
     clock.thread_time = lambda: 3.004
     assert connections.since(9.9) == pytest.approx(0.004)  # out of 0.1 s

@@ -204,9 +204,9 @@ def test_requests_have_an_id_that_lines_of_json_and_text_bear(server, monkeypatc
         assert client.websocket.response.headers["x-request-id"]
     record = logging.LogRecord("u2moe.server", logging.WARNING, "", 0, "two\nlines", (), None)
     token = log.REQUEST_ID.set("r1")
-    line = json.loads(log._JsonFormatter("worker 1: %(message)s").format(record))
+    line = json.loads(log._Formatter("worker 1: %(message)s", is_json=True).format(record))
     assert (line["level"], line["message"], line["request"]) == ("warning", "worker 1: two lines", "r1")
-    assert log._Formatter("%(message)s").format(record) == "two lines (request r1)"
+    assert log._Formatter("%(message)s", is_json=False).format(record) == "two lines (request r1)"
     log.REQUEST_ID.reset(token)
 
 

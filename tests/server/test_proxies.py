@@ -139,16 +139,16 @@ def keep_waiting(running, held, tmp_path, talk, seconds, more):
 
 def test_a_socket_that_a_killed_server_left(tmp_path):
     options = ServerOptions(host=f"unix:{tmp_path}/a.sock")
-    (left,) = open_sockets(options, contextlib.ExitStack()).values()
-    with pytest.raises(OSError, match=r"a.sock: Address already in use"):
-        open_sockets(options, contextlib.ExitStack())
-    left.close()
-    (again,) = open_sockets(options, contextlib.ExitStack()).values()
-    assert (tmp_path / "a.sock").stat().st_mode & 0o777 == 0o666
-    again.close()
-    (tmp_path / "b.sock").write_text("a file of somebody", encoding="utf-8")
-    with pytest.raises(OSError, match="Address already in use"):
-        open_sockets(ServerOptions(host=f"unix:{tmp_path}/b.sock"), contextlib.ExitStack())
+    with contextlib.ExitStack() as opened:
+        open_sockets(options, opened)
+        with pytest.raises(OSError, match=r"a.sock: Address already in use"):
+            open_sockets(options, opened)
+    with contextlib.ExitStack() as opened:
+        open_sockets(options, opened)
+        assert (tmp_path / "a.sock").stat().st_mode & 0o777 == 0o666
+        (tmp_path / "b.sock").write_text("a file of somebody", encoding="utf-8")
+        with pytest.raises(OSError, match="Address already in use"):
+            open_sockets(ServerOptions(host=f"unix:{tmp_path}/b.sock"), opened)
     with pytest.raises(ValueError, match="serves only HTTP and WebSocket"):
         ServerOptions(host="unix:x", protocol_ports={"vosk": 1})
     with pytest.raises(ValueError, match="an address, a network or"):
