@@ -272,7 +272,7 @@ def test_options_reach_worker_processes_and_wrong_settings_are_named(toy, arpa, 
 
 def test_a_server_uses_one_model_for_all_streams_and_files(bundle, arpa):
     pytest.importorskip("starlette", reason="needs the extra server")
-    from u2moe.runtime.server.metrics import Metrics  # noqa: PLC0415
+    from u2moe.runtime.server.log import Metrics  # noqa: PLC0415
     from u2moe.runtime.server.options import ServerOptions  # noqa: PLC0415
     from u2moe.runtime.server.service import Service  # noqa: PLC0415
 
