@@ -31,6 +31,7 @@ pytestmark = pytest.mark.slow
 
 PLAN = Plan(threads=(1, 2), chunk_sizes=(16,), left_chunks=(4,), repetitions=2, paced_s=0.3)
 MODES = ["full context", "chunk 16, left 4"]
+BOTH = ("moe_tiny", "dense_tiny")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def recordings(tmp_path_factory, sound, recognizer):
 
 @pytest.fixture(scope="module")
 def report(exported, recordings):
-    bundles = {name: Bundle.open(exported(name)) for name in ("moe_tiny", "dense_tiny")}
+    bundles = {name: Bundle.open(exported(name)) for name in BOTH}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rates, "_CALL_S", 0.005)  # values do not matter here
         patch.setattr(suite, "_PROCESSES", 1)
@@ -58,12 +59,38 @@ def saved(report, tmp_path):
     return file
 
 
-def test_every_number_of_threads_mode_and_bundle_is_there_with_a_spread(report, recordings):
+@pytest.fixture
+def bench(capsys):
+    """Return a function that runs the command, and returns its exit status, its output and its errors."""
+
+    def run(*arguments):
+        try:
+            status = cli.main(["bench", *map(str, arguments)])
+        except SystemExit as ended:
+            status = ended.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def gate(bench, exported, monkeypatch):
+    """Return a function that checks limits on a report as if it had just been measured."""
+
+    def run(found, limit):
+        monkeypatch.setattr("u2moe.benchmarks.bench.cli.run_suite", lambda *_, **__: found)
+        status, out, _ = bench(*map(exported, BOTH), limit)
+        return status, out.splitlines()
+
+    return run
+
+
+def test_every_number_of_threads_mode_and_bundle_is_there_with_a_spread(report, recordings, exported):
     cases = [(entry["threads"], entry["mode"], entry["bundle"]) for entry in report["speed"]]
-    assert cases == [(n, mode, name) for n in (1, 2) for mode in MODES for name in ("moe_tiny", "dense_tiny")]
+    assert cases == [(n, mode, name) for n in (1, 2) for mode in MODES for name in BOTH]
     assert sorted(cases) == sorted((entry["threads"], entry["mode"], entry["bundle"]) for entry in report["bound"])
-    live = [(entry["bundle"], entry["mode"]) for entry in report["latency"]]
-    assert live == [("moe_tiny", MODES[1]), ("dense_tiny", MODES[1])]
+    assert [(entry["bundle"], entry["mode"]) for entry in report["latency"]] == [(name, MODES[1]) for name in BOTH]
+    assert min(entry["endpoint_silence_s"] for entry in report["latency"]) > 0
     assert [entry["threads"] for entry in report["rates"]] == [1, 2]
     assert {name: list(modes) for name, modes in report["experts"].items()} == {"moe_tiny": MODES}
     assert (report["plan"]["repetitions"], report["bundles"]["moe_tiny"]["recipe"]) == (2, "float32")
@@ -76,8 +103,14 @@ def test_every_number_of_threads_mode_and_bundle_is_there_with_a_spread(report, 
         assert sum(entry["shares"].values()) == pytest.approx(1)
         assert min(entry["shares"].values()) > 0
         assert entry["finalisation_s"]["count"] == 4
-    assert all(entry["whole"]["seconds"]["count"] == 2 for entry in report["bound"])
-    assert all(entry["load_s"]["count"] == 1 for entry in report["footprint"].values())
+    assert {entry["whole"]["seconds"]["count"] for entry in report["bound"]} == {2}
+    for name, entry in report["footprint"].items():
+        assert {entry[key]["count"] for key in ("import_s", "verify_s", "load_s", "first_s")} == {1}
+        assert min(entry[key]["median"] for key in ("import_s", "verify_s", "load_s", "first_s")) > 0
+        imported, loaded, peak = (entry[f"{key}_bytes"]["median"] for key in ("imported", "loaded", "peak"))
+        assert 20e6 < imported < loaded <= peak < 500e6
+        files = [file.stat().st_size for file in exported(name).iterdir() if file.suffix != ".json"]
+        assert entry["disk"]["files"] == sum(files)
     exact, other = (entry["words"] for entry in report["speed"][:2])
     num_words = len(words(recordings[0].transcript))
     assert exact == {"num_words": num_words, "rate": 0.0, "errors": [0], "lengths": [num_words]}
@@ -88,15 +121,24 @@ def test_tables_show_what_was_measured(report):
     text = describe(report)
     for section in ("Speed end", "Latency at full", "Latency in real", "Fresh process", "Experts used", "Graphs: ms"):
         assert f"\n{section}" in text
-    factor = report["speed"][0]["real_time_factor"]["median"]
     line = next(line for line in text.splitlines() if line.startswith("full context") and "moe_tiny" in line)
-    assert f"{factor:.4f} (" in line
+    assert f"{report['speed'][0]['real_time_factor']['median']:.4f} (" in line
     assert "\ndecoding: length_penalty 0.5, hotwords []\n" in text
     numbers = report["costs"]["moe_tiny"]["parameters"]
     total, active = (f"{numbers[key] / 1e6:.1f}" for key in ("total", "active"))
     assert f" MB, {total} million parameters ({active} active for a token), kernels: " in text
     wait = report["latency"][0]["finalisation_s"]
     assert f"{wait['algorithmic']['p50'] * 1e3:.0f} + {wait['compute']['p50'] * 1e3:.1f}" in text
+    assert "not included in the bound" not in text
+    changed = copy.deepcopy(report)
+    changed["bound"][0] |= {"not_counted": {"QMoE": 0.25}, "unknown": {"encoder/new/MatMul": 0.1}}
+    changed["speed"][0]["energy_wh_per_hour"] = {"median": 2.5, "low": 2.0, "high": 3.0, "count": 2}
+    changed["speed"][0]["energy_missing"] = "nobody counts"
+    text = describe(changed)
+    assert "2.500 (2.000-3.000)" in text
+    assert "\nenergy not measured: nobody counts\n" in text
+    assert "included in the bound: QMoE (25% of the time)" in text
+    assert "products of unknown parts, counted as other: encoder/new/MatMul" in text
 
 
 def test_costs_of_several_bundles_stand_beside_those_of_the_first(report, exported):
@@ -113,25 +155,25 @@ def test_costs_of_several_bundles_stand_beside_those_of_the_first(report, export
     assert (moe.count("(1.00)"), dense.count("(")) == (len(titles) + len(WORK), len(titles) + len(WORK))
     share = numbers["dense_tiny"]["total"] / numbers["moe_tiny"]["total"]
     assert f"{numbers['dense_tiny']['total'] / 1e6:.3g} ({share:.2f})" in dense
-    drawn = list(ET.fromstring(costs_picture(report)).iter())
-    assert {"moe_tiny", "dense_tiny", *titles} <= {item.text for item in drawn}
+    assert {*BOTH, *titles} <= {item.text for item in ET.fromstring(costs_picture(report)).iter()}
     without = copy.deepcopy(report)
     without["costs"]["moe_tiny"] = {"parameters": None, "work": {"full": report["costs"]["moe_tiny"]["work"]["full"]}}
     without["costs"]["dense_tiny"]["work"].pop("second-pass")
     assert "batch" not in costs_table(without)[1]  # the first bundle has no value to compare with
-    without["bundles"] = {name: without["bundles"][name] for name in ("dense_tiny", "moe_tiny")}
+    without["bundles"] = {name: without["bundles"][name] for name in reversed(BOTH)}
     assert " -" in costs_table(without)[-1]
 
 
-def test_without_the_extra_the_bound_and_experts_are_left_out_and_all_else_is_measured(bundle):
-    code = f"""
+def test_without_the_extra_the_bound_and_experts_are_left_out_and_all_else_is_measured(bundle, recordings, tmp_path):
+    (tmp_path / "a.wav").symlink_to(recordings[0].path)
+    code = """
 import sys
 sys.modules |= dict.fromkeys(("onnx_ir", "onnx", "torch", "matplotlib"))
-from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.cli import main
-sys.exit(main(["bench", {str(bundle.path)!r}, "--quick", "--repetitions", "1"]))
+sys.exit(main(["bench", *sys.argv[1:], "--quick", "--repetitions", "1"]))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", code, bundle.path, "--list", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "not measured without onnx-ir: bound, experts, numbers of parameters; to install it: pip" in done.stdout
     assert "real-time factor" in done.stdout
@@ -139,19 +181,18 @@ sys.exit(main(["bench", {str(bundle.path)!r}, "--quick", "--repetitions", "1"]))
 
 
 @pytest.mark.parametrize("left", [4, 2])
-def test_a_graph_of_fixed_shape_has_one_mode_which_its_source_shares(
-    left, exported, recordings, tmp_path, monkeypatch, capsys
-):
+def test_a_fixed_shape_is_a_mode_of_its_source_too(left, exported, report, recordings, tmp_path, monkeypatch, bench):
     source, file, mode = exported("moe_tiny"), tmp_path / "report.json", f"chunk 16, left {left}"
     static = convert_static(source, tmp_path / "static", num_left_chunks=left).path
-    own = [recordings[0].path, recordings[0].transcript]
-    (tmp_path / "list.tsv").write_text("\t".join(map(str, own)), encoding="utf-8")
+    (tmp_path / "list.tsv").write_text(f"{recordings[0].path}\t{recordings[0].transcript}", encoding="utf-8")
     monkeypatch.setattr(rates, "_CALL_S", 0.005)
     monkeypatch.setitem(PLANS, "quick", dataclasses.replace(PLANS["quick"], repetitions=1, paced_s=0.3))
+    known = report["footprint"]["moe_tiny"]
+    monkeypatch.setattr(suite, "measure_footprint", lambda bundles, *_, **__: dict.fromkeys(bundles, known))
     beside = [source] if left == 2 else []
-    arguments = [static, *beside, "--quick", "--list", tmp_path / "list.tsv", "-o", file]
-    assert cli.main(["bench", *map(str, arguments)]) == 0
-    out, report = capsys.readouterr().out, read_report(file)
+    status, out, _ = bench(static, *beside, "--quick", "--list", tmp_path / "list.tsv", "-o", file)
+    assert status == 0
+    report = read_report(file)
     for section, others in (("speed", MODES), ("latency", MODES[1:])):
         expected = {"static": {mode}, **{path.name: {*others, mode} for path in beside}}
         found = {name: {each["mode"] for each in report[section] if each["bundle"] == name} for name in expected}
@@ -169,46 +210,33 @@ def test_a_graph_of_fixed_shape_has_one_mode_which_its_source_shares(
         list(verdicts({"words": 1.0}, report, other))
 
 
-def test_a_report_equals_itself_and_tells_energy_and_what_the_bound_leaves_out(report, saved):
+def test_a_difference_is_told_from_the_spread_and_a_report_equals_itself(report, saved):
     lines = list(compare_reports(read_report(saved), report))
     assert len(lines) == 1 + len(values(report))
     assert all(re.search(r"(1\.000|-) +(within the spread|too few rounds)$", line) for line in lines[1:])
-    assert re.search(r"word errors.* within the spread$", "\n".join(lines), re.MULTILINE)  # word errors have no spread
-    changed = copy.deepcopy(report)
-    assert "not included in the bound" not in describe(changed)
-    changed["bound"][0] |= {"not_counted": {"QMoE": 0.25}, "unknown": {"encoder/new/MatMul": 0.1}}
-    changed["speed"][0]["energy_wh_per_hour"] = {"median": 2.5, "low": 2.0, "high": 3.0, "count": 2}
-    changed["speed"][0]["energy_missing"] = "nobody counts"
-    text = describe(changed)
-    assert "2.500 (2.000-3.000)" in text
-    assert "\nenergy not measured: nobody counts\n" in text
-    assert "included in the bound: QMoE (25% of the time)" in text
-    assert "products of unknown parts, counted as other: encoder/new/MatMul" in text
-
-
-def test_a_difference_is_told_from_the_spread(report):
-    changed = copy.deepcopy(report)
+    assert any(re.search("word errors.* within the spread$", line) for line in lines)  # word errors have no spread
+    before, changed = copy.deepcopy(report), copy.deepcopy(report)
     changed["machine"]["onnxruntime"] = "0.1"
     changed["audio"]["seconds"] += 1
     changed["providers"] = ["OtherExecutionProvider"]
     changed["kernels"]["moe_tiny"]["description"] = "others"
     entry = changed["speed"][0]
-    before = copy.deepcopy(report)
     before["speed"][0]["real_time_factor"]["count"] = 4
     entry["real_time_factor"] = {name: 2 * value for name, value in entry["real_time_factor"].items()}
     entry["words"]["rate"] = 0.5
     changed["speed"].pop()
     lines = list(compare_reports(before, changed))
-    assert lines[0] == f"onnxruntime: {report['machine']['onnxruntime']} -> 0.1"
-    assert lines[1] == f"providers: {report['providers']} -> ['OtherExecutionProvider']"
-    assert lines[2] == f"kernels of moe_tiny: {report['kernels']['moe_tiny']['description']} -> others"
+    assert lines[:3] == [
+        f"onnxruntime: {report['machine']['onnxruntime']} -> 0.1",
+        f"providers: {report['providers']} -> ['OtherExecutionProvider']",
+        f"kernels of moe_tiny: {report['kernels']['moe_tiny']['description']} -> others",
+    ]
     assert lines[3].startswith("the recordings differ")
     assert re.fullmatch(r"real-time factor, moe_tiny, full context, 1 thread .* 2\.000 +more", lines[5])
     assert re.fullmatch(r"word errors, moe_tiny, full context, 1 thread +0\.0000 +0\.5000 +- +more", lines[6])
     assert lines[7].endswith(("within the spread", "too few rounds"))
     assert lines[-1] == "5 measurements are in only one of the reports"
     assert any(re.search(r" 0\.500 +less$", line) for line in compare_reports(changed, before))
-
     # bundles are compared by position, whatever their names
     lines = list(compare_reports(json.loads(json.dumps(report).replace("moe_tiny", "old")), report))
     assert lines[0] == "old is compared with moe_tiny, at the same position in the other report"
@@ -225,22 +253,21 @@ def test_what_is_no_report_is_refused_by_name(tmp_path, content):
         read_report(tmp_path / "old.json")
 
 
-def test_command_shows_and_compares_what_was_saved(report, saved, tmp_path, capsys):
+def test_command_shows_and_compares_what_was_saved(report, saved, tmp_path, bench):
     saved.write_text(json.dumps({**report, "latency": [], "bound": [], "rates": [], "experts": {}}), encoding="utf-8")
     copied = tmp_path / "other" / "copy.json"
     limits = ("--fail-above-words", "0.5", "--fail-above-size", "1")
-    assert cli.main(["bench", *map(str, (saved, saved, "-o", copied, *limits))]) == 0
-    out = capsys.readouterr().out
+    status, out, _ = bench(saved, saved, "-o", copied, *limits)
+    assert status == 0
     assert out.endswith("\nsize: 1.000, within --fail-above-size 1\npassed: all limits met\n")
-    assert "Speed end to end" in out
     assert out.startswith("time moe_tiny / moe_tiny = 1.000 (quartiles, not measured in turns: ")
-    assert "\n".join(costs_table(report)) in out
+    for text in ("Speed end to end", "\n".join(costs_table(report)), f"Against {saved}"):
+        assert text in out
     assert (copied.parent / "copy.svg").is_file()
-    assert f"Against {saved}" in out
     assert read_report(copied) == read_report(saved)
 
 
-def test_command_measures_what_it_is_told_to(exported, recordings, tmp_path, capsys, monkeypatch):
+def test_command_measures_what_it_is_told_to(exported, recordings, tmp_path, monkeypatch, bench):
     seen = {}
 
     def record(bundles, recordings, plan, **chosen):
@@ -248,92 +275,76 @@ def test_command_measures_what_it_is_told_to(exported, recordings, tmp_path, cap
         raise ProviderError("enough")
 
     monkeypatch.setattr("u2moe.benchmarks.bench.cli.run_suite", record)
-    arguments = (
-        "--num-threads", "2,1,2", "--chunk-sizes", "8", "--repetitions", "7", "--providers", "CPUExecutionProvider",
-        "--search", "ctc_prefix_beam", "--beam-size", "3", "--ctc-weight", "0.4", "--reverse-weight", "0.1",
-        "--length-penalty", "0.2", "--hotwords", "none", "--lm", "none", "--format-text",
-    )  # fmt: skip
     (tmp_path / "one.wav").symlink_to(recordings[0].path)
-    assert cli.main(["bench", *map(str, (exported("moe_tiny"), *arguments, "--list", tmp_path))]) == 2
-    assert capsys.readouterr().err == "u2moe: error: enough\n"
+    given = "--num-threads 2,1,2 --chunk-sizes 8 --repetitions 7 --providers CPUExecutionProvider --beam-size 3"
+    given += " --search ctc_prefix_beam --ctc-weight 0.4 --reverse-weight 0.1 --length-penalty 0.2"
+    given += " --hotwords none --lm none --format-text --list"
+    assert bench(exported("moe_tiny"), *given.split(), tmp_path) == (2, "", "u2moe: error: enough\n")
     assert seen["plan"] == Plan(threads=(2, 1), chunk_sizes=(8,), repetitions=7)
     assert seen["settings"] == SessionSettings(providers=["CPUExecutionProvider"])
-    assert (seen["options"], seen["hotwords"]) == (
-        DecodingOptions(
-            search="ctc_prefix_beam", beam_size=3, ctc_weight=0.4, reverse_weight=0.1, length_penalty=0.2,
-            language_model="none", text_format=TextFormat(),
-        ),
-        (),
-    )  # fmt: skip
+    weights = {"ctc_weight": 0.4, "reverse_weight": 0.1, "length_penalty": 0.2}
+    others = {"search": "ctc_prefix_beam", "beam_size": 3, "language_model": "none", "text_format": TextFormat()}
+    assert (seen["options"], seen["hotwords"]) == (DecodingOptions(**weights, **others), ())
     assert seen["recordings"] == [Recording(path=tmp_path / "one.wav", transcript="")]
     assert [bundle.path for bundle in seen["bundles"].values()] == [exported("moe_tiny")]
-    assert cli.main(["bench", "--quick"]) == 2
+    assert bench("--quick")[0] == 2
     assert (seen["plan"], seen["options"], seen["hotwords"]) == (PLANS["quick"], DecodingOptions(), None)
     assert [recording.transcript for recording in seen["recordings"]]
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--num-threads", "one"], "--num-threads must be numbers separated by commas, got 'one'"),
-    (["--num-threads", "0"], "numbers of threads must be at least 1, got [0]"),
-    (["--chunk-sizes", "0"], "chunk sizes must be at least 1"),
-    (["--repetitions", "0"], "repetitions must be at least 1, got 0"),
-    (["demo", "no.json"], "no.json: cannot be read as a report"),
-    (["a.json", "b.json", "c.json"], "at most two reports"),
-    (["--fail-above", "1"], "--fail-above needs two bundles or reports"),
-    (["-o", "/dev/null/a/now.json"], "Not a directory: '/dev/null/a'"),
-    (["--list", "no.tsv"], "no.tsv: cannot be read as a list of recordings"),
-    (["demo", "demo", "--fail-above", "1", "--quick", "--repetitions", "3"], "repetitions must be at least 4 for"),
-    (["demo", "demo", "--fail-above-words", "1", "--list", "CLIPS"], "--fail-above-words needs recordings with tr"),
+    ("--num-threads one", "--num-threads must be numbers separated by commas, got 'one'"),
+    ("--num-threads 0", "numbers of threads must be at least 1, got [0]"),
+    ("--chunk-sizes 0", "chunk sizes must be at least 1"),
+    ("--repetitions 0", "repetitions must be at least 1, got 0"),
+    ("demo no.json", "no.json: cannot be read as a report"),
+    ("a.json b.json c.json", "at most two reports"),
+    ("--fail-above 1", "--fail-above needs two bundles or reports"),
+    ("-o /dev/null/a/now.json", "Not a directory: '/dev/null/a'"),
+    ("--list no.tsv", "no.tsv: cannot be read as a list of recordings"),
+    ("demo demo --fail-above 1 --quick --repetitions 3", "repetitions must be at least 4 for"),
+    ("demo demo --fail-above-words 1 --list CLIPS", "--fail-above-words needs recordings with tr"),
+    *((f"--fail-above={value}", f"--fail-above: must be a number of at least 0, got '{value}'")
+      for value in ("nan", "-1", "inf", "fast")),
 ])  # fmt: skip
-def test_what_cannot_be_done_is_said_before_anything_is_measured(
-    arguments, message, capsys, monkeypatch, recordings, tmp_path
-):
+def test_what_cannot_be_done_is_said_before_measuring(arguments, message, monkeypatch, recordings, tmp_path, bench):
     (tmp_path / "one.wav").symlink_to(recordings[0].path)
     monkeypatch.setattr(suite, "measure_speed", None)
-    arguments = [str(tmp_path) if argument == "CLIPS" else argument for argument in arguments]
-    assert cli.main(["bench", *arguments]) == 2
-    assert message in capsys.readouterr().err
+    status, _, error = bench(*arguments.replace("CLIPS", str(tmp_path)).split())
+    assert status == 2
+    assert message in error
 
 
-def test_what_cannot_be_measured_is_named_by_the_end_of_its_path(exported, recordings, tmp_path):
-    bundles = {"moe": Bundle.open(exported("moe_tiny"))}
+def test_what_cannot_be_measured_is_named_by_the_end_of_its_path(bundle, recordings, tmp_path):
     with pytest.raises(ProviderError, match="NoProvider is not installed"):
-        run_suite(bundles, recordings, PLAN, settings=SessionSettings(providers=["NoProvider"]))
+        run_suite({"moe": bundle}, recordings, PLAN, settings=SessionSettings(providers=["NoProvider"]))
     soundfile.write(tmp_path / "short.wav", np.zeros(800), 16_000)
-    short = [Recording(path=tmp_path / "short.wav", transcript="")]
     with pytest.raises(AudioError, match=r"short\.wav: has 3 feature frames, expected at least 7"):
-        run_suite(bundles, short, PLAN)
+        run_suite({"moe": bundle}, [Recording(path=tmp_path / "short.wav", transcript="")], PLAN)
     names = name_bundles([tmp_path / "a" / "int8", tmp_path / "b" / "int8"])
     assert names == {"a/int8": tmp_path / "a" / "int8", "b/int8": tmp_path / "b" / "int8"}
     assert list(name_bundles([tmp_path / "x", tmp_path / "y"])) == ["x", "y"]
     assert list(name_bundles([tmp_path / "x", tmp_path / "y" / ".." / "x"])) == ["x", "x (2)"]
 
 
-def test_the_ratio_of_two_that_took_turns_is_a_gate(report, monkeypatch, capsys, exported):
+@pytest.mark.parametrize(("factors", "interval", "verdict"), [
+    ((1.0,) * 4, "1.000 (95 %: 1.000 to 1.000)", None),
+    ((1.04,) * 4, "1.040 (95 %: 1.040 to 1.040)", None),
+    ((1.2,) * 4, "1.200 (95 %: 1.200 to 1.200)", "more than"),
+    ((1.5, 0.5, 4 / 3, 1.125), "1.100 (95 %: 0.750 to 1.375)", "not significantly more than"),  # by chance
+])  # fmt: skip
+def test_the_ratio_of_two_that_took_turns_is_a_gate(report, gate, factors, interval, verdict):
     changed = copy.deepcopy(report)
-    ours, theirs = changed["speed"][:2]
-    theirs["seconds"] = [1.0, 2.0, 3.0, 4.0]
     for entry in changed["speed"]:
         entry["real_time_factor"]["count"] = 4
-    for factor, code in ((1.0, 0), (1.04, 0), (1.2, 1)):
-        ours["seconds"] = [factor * seconds for seconds in theirs["seconds"]]
-        text, ratio = time_ratio(changed)
-        assert (ratio.low, ratio.median, ratio.high) == pytest.approx((factor,) * 3)
-        assert text == (
-            f"time moe_tiny / dense_tiny = {factor:.3f} (95 %: {factor:.3f} to {factor:.3f}), full context, 1 thread"
-        )
-        monkeypatch.setattr("u2moe.benchmarks.bench.cli.run_suite", lambda *_, **__: changed)
-        bundles = [str(exported(name)) for name in ("moe_tiny", "dense_tiny")]
-        assert cli.main(["bench", *bundles, "--fail-above", "1.05"]) == code
-        out = capsys.readouterr().out
-        assert out.startswith(f"{text}\nCosts, and ratios to the first bundle")
-        last = "failed: time: 1.200 (95 %: 1.200 to 1.200), more than --fail-above 1.05"
-        assert out.splitlines()[-1] == (last if code else "passed: all limits met")
-    ours["seconds"] = [1.5, 1.0, 4.0, 4.5]  # a tenth more, but by chance
-    assert cli.main(["bench", *bundles, "--fail-above", "1.05"]) == 0
-    assert (
-        "time: 1.100 (95 %: 0.750 to 1.375), not significantly more than --fail-above 1.05\n" in capsys.readouterr().out
-    )
+    ours, theirs = changed["speed"][:2]
+    theirs["seconds"] = [1.0, 2.0, 3.0, 4.0]
+    ours["seconds"] = [factor * seconds for factor, seconds in zip(factors, theirs["seconds"], strict=True)]
+    status, (first, second, *_, limit, last) = gate(changed, "--fail-above=1.05")
+    assert first == f"time moe_tiny / dense_tiny = {interval}, full context, 1 thread"
+    assert second.startswith("Costs, and ratios to the first bundle")
+    assert limit == f"time: {interval}, {verdict or 'within'} --fail-above 1.05"
+    assert (status, last) == ((1, f"failed: {limit}") if verdict == "more than" else (0, "passed: all limits met"))
 
 
 @pytest.mark.parametrize(("limit", "change", "fails"), [
@@ -346,7 +357,7 @@ def test_the_ratio_of_two_that_took_turns_is_a_gate(report, monkeypatch, capsys,
     ("--fail-above-memory=1.5", {"peak_bytes": 2.0}, True),
     ("--fail-above-memory=1.05", {"peak_bytes": 1.1}, False),  # within the spread
 ])  # fmt: skip
-def test_words_size_and_memory_are_gates(report, limit, change, fails, monkeypatch, capsys, exported):
+def test_words_size_and_memory_are_gates(report, limit, change, fails, gate):
     changed = copy.deepcopy(report)
     for entry in changed["speed"]:
         entry["words"] = {"errors": [0] * 40, "lengths": [10] * 40, "num_words": 400, "rate": 0}
@@ -356,34 +367,24 @@ def test_words_size_and_memory_are_gates(report, limit, change, fails, monkeypat
         entry["peak_bytes"] = {"median": ratio, "low": 0.9 * ratio, "high": 1.1 * ratio, "count": 5}
     ours["disk"]["files"] *= change.get("files", 1)
     changed["speed"][0]["words"] |= {key: value for key, value in change.items() if key == "errors"}
-    monkeypatch.setattr("u2moe.benchmarks.bench.cli.run_suite", lambda *_, **__: changed)
-    assert cli.main(["bench", *[str(exported(name)) for name in ("moe_tiny", "dense_tiny")], limit]) == fails
-    last = capsys.readouterr().out.splitlines()[-1]
+    status, (*_, last) = gate(changed, limit)
+    assert status == fails
     assert last.startswith(f"failed: {limit[13:].partition('=')[0]}"[:12] if fails else "passed")
     assert not fails or limit.replace("=", " ") in last
     assert ("(quartiles: " in last) == (fails and "memory" in limit)
 
 
-@pytest.mark.parametrize("value", ["nan", "-1", "inf", "fast"])
-def test_limits_that_are_no_numbers_are_refused(value, capsys):
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["bench", "a.json", "b.json", f"--fail-above={value}"])
-    assert ended.value.code == 2
-    assert f"argument --fail-above: must be a number of at least 0, got '{value}'" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("missing", "message"), [
-    ("errors", "a report has no word errors per recording: measure again with transcripts"),
-    ("count", "moe_tiny: measured in 2 rounds; a limit needs at least 4"),
-    ("crash", "RuntimeError: broken"),
+@pytest.mark.parametrize(("limit", "message"), [
+    ("--fail-above-words=1", "a report has no word errors per recording: measure again with transcripts"),
+    ("--fail-above=1", "moe_tiny: measured in 2 rounds; a limit needs at least 4"),
+    ("--fail-above=crash", "RuntimeError: broken"),
 ])  # fmt: skip
-def test_what_a_gate_cannot_judge_is_an_error(report, missing, message, tmp_path, capsys, monkeypatch):
-    changed, file = copy.deepcopy(report), tmp_path / "old.json"
-    if missing == "errors":
-        del changed["speed"][0]["words"]["errors"]
-    if missing == "crash":
+def test_what_a_gate_cannot_judge_is_an_error(report, saved, limit, message, bench, monkeypatch):
+    changed = copy.deepcopy(report)
+    del changed["speed"][0]["words"]["errors"]
+    saved.write_text(json.dumps(changed), encoding="utf-8")
+    if "crash" in limit:
         monkeypatch.setattr("u2moe.benchmarks.bench.cli.describe", Mock(side_effect=RuntimeError("broken")))
-    file.write_text(json.dumps(changed), encoding="utf-8")
-    limit = "--fail-above-words=1" if missing == "errors" else "--fail-above=1"
-    assert cli.main(["bench", str(file), str(file), limit]) == 2
-    assert message in capsys.readouterr().err
+    status, _, error = bench(saved, saved, limit.replace("crash", "1"))
+    assert status == 2
+    assert message in error

@@ -25,6 +25,10 @@ def clone(tmp_path):
     return tmp_path
 
 
+def read(file):
+    return file.read_text(encoding="utf-8")
+
+
 def make(folder, *arguments):
     command = ["make", "--no-print-directory", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
@@ -36,67 +40,57 @@ def test_a_version_is_set_everywhere_once(clone):
         done = make(clone, "version", f"VERSION={version}", f"REPOSITORY={REPOSITORY}")
         assert done.returncode == 0, done.stderr
         for place in DISTRIBUTIONS:
-            project = tomllib.loads((clone / place / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+            project = tomllib.loads(read(clone / place / "pyproject.toml"))["project"]
             assert (project["version"], project["urls"]) == (version, {"Repository": REPOSITORY})
-        assert f'"version": "{version}"' in (clone / "runtime/web/package.json").read_text(encoding="utf-8")
-        assert f"\nversion: {version}\n" in (clone / "CITATION.cff").read_text(encoding="utf-8")
-        header = (clone / "runtime/cpp/include/u2moe.h").read_text(encoding="utf-8")
+        assert f'"version": "{version}"' in read(clone / "runtime/web/package.json")
+        assert f"\nversion: {version}\n" in read(clone / "CITATION.cff")
         number = int(version.replace(".", "0"))
-        assert f'#define U2MOE_VERSION "{version}"\n#define U2MOE_VERSION_NUMBER {number} ' in header
-        rust = [tomllib.loads((clone / "examples/c/rust" / name / "Cargo.toml").read_text()) for name in (".", "u2moe")]
+        defined = f'#define U2MOE_VERSION "{version}"\n#define U2MOE_VERSION_NUMBER {number} '
+        assert defined in read(clone / "runtime/cpp/include/u2moe.h")
+        rust = [tomllib.loads(read(clone / "examples/c/rust" / name / "Cargo.toml")) for name in (".", "u2moe")]
         assert rust[0]["workspace"]["package"]["version"] == rust[1]["dependencies"]["u2moe-sys"]["version"] == version
-    changes = (clone / "CHANGELOG.md").read_text(encoding="utf-8")
+    changes = read(clone / "CHANGELOG.md")
     assert re.findall(r"^## \[(.*?)\]", changes, re.MULTILINE)[:3] == ["Unreleased", "9.8.8", "9.8.7"]
 
 
 def test_an_index_shows_pictures_and_no_metadata(clone):
     assert make(clone, "readmes", "VERSION=9.8.7", f"REPOSITORY={REPOSITORY}").returncode == 0
-    text = (clone / "README.md").read_text(encoding="utf-8")
+    text = read(clone / "README.md")
     assert not re.findall(r"\]\((?!https://)[^)]*\)", text)
     pictures = re.findall(r"!\[[^\]]*\]\((.*?)\)", text)
     assert pictures
     for picture in pictures:
-        prefix = f"{REPOSITORY}/raw/v9.8.7/"
-        assert picture.startswith(prefix)
-        assert (ROOT / picture.removeprefix(prefix)).is_file()
-    assert (clone / "runtime/demo/README.md").read_text(encoding="utf-8").startswith("\n# u2moe-demo\n")
+        assert (ROOT / picture.removeprefix(f"{REPOSITORY}/raw/v9.8.7/")).is_file()
+    assert read(clone / "runtime/demo/README.md").startswith("\n# u2moe-demo\n")
 
 
 def test_workflows_cover_what_is_promised():
     yaml = pytest.importorskip("yaml")
-    tests, release = (
-        yaml.safe_load((ROOT / ".github/workflows" / f"{name}.yml").read_text(encoding="utf-8"))["jobs"]
-        for name in ("tests", "release")
-    )
-    classifiers = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["classifiers"]
+    files = (ROOT / ".github/workflows" / f"{name}.yml" for name in ("tests", "release"))
+    tests, release = (yaml.safe_load(read(file))["jobs"] for file in files)
+    classifiers = tomllib.loads(read(ROOT / "pyproject.toml"))["project"]["classifiers"]
     promised = [found[1] for text in classifiers if (found := re.search(r"Python :: (3\.\d+)", text))]
     matrix = tests["runtime"]["strategy"]["matrix"]
     assert matrix["python"] == promised
-    for system in ("ubuntu", "macos", "windows", "arm"):
-        assert any(system in name for name in matrix["system"])
+    assert all(any(system in name for name in matrix["system"]) for system in ("ubuntu", "macos", "windows", "arm"))
     assert matrix["system"] == release["kernels"]["strategy"]["matrix"]["system"]
-    assert {part["files"] for part in release["publish"]["strategy"]["matrix"]["include"]} == {
-        "u2moe",
-        "u2moe-demo",
-        ".",
-    }
-    assert all(
-        "installed" in release[job]["needs"] for job in ("publish", "javascript", "image", "documentation", "bindings")
-    )
+    published = {part["files"] for part in release["publish"]["strategy"]["matrix"]["include"]}
+    assert published == {"u2moe", "u2moe-demo", "."}
+    for job in ("publish", "javascript", "image", "documentation", "bindings"):
+        assert "installed" in release[job]["needs"]
 
 
 def test_an_older_python_is_refused_and_a_half_made_environment_is_made_anew(clone):
     """Scripts replace Python: one pretends to be too old, the other records its arguments."""
-    old, new = clone / "old", clone / "new"
-    old.write_text("#!/bin/sh\necho 'needs Python 3.11' >&2\nexit 1\n", encoding="utf-8")
-    new.write_text('#!/bin/sh\necho "$*" >>asked\ntest "$1" = -c\n', encoding="utf-8")
-    for program in (old, new):
-        program.chmod(0o755)
+    scripts = {"old": "echo 'needs Python 3.11' >&2\nexit 1\n", "new": 'echo "$*" >>asked\ntest "$1" = -c\n'}
+    for name, text in scripts.items():
+        (clone / name).write_text(f"#!/bin/sh\n{text}", encoding="utf-8")
+        (clone / name).chmod(0o755)
     done = make(clone, ".venv-demo/ready", "PYTHON=./old", "SOURCES=", "DEMO=")
     assert (done.returncode, "needs Python 3.11" in done.stderr) == (2, True)
     assert not (clone / ".venv-demo").exists()
     (clone / ".venv-demo").mkdir()  # as after an interruption
     make(clone, ".venv-demo/ready", "PYTHON=./new", "SOURCES=", "DEMO=")
-    checked, made = (clone / "asked").read_text(encoding="utf-8").splitlines()
+    checked, made = read(clone / "asked").splitlines()
     assert "version_info < (3, 11)" in checked
     assert made == "-m venv --clear .venv-demo"

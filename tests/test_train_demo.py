@@ -52,12 +52,17 @@ def small_config(experts=0):
     return config
 
 
+def speech_model(config):
+    sizes = {"input_dim": 80, "output_dim": 30, "vocab_size": 30}
+    return SpeechModel(parse_training_config(config | sizes).architecture)
+
+
 @pytest.fixture(scope="module")
 def work_dir(tmp_path_factory):
     """Packs of noise with texts, a vocabulary, a test set and a small network's configuration."""
     folder = tmp_path_factory.mktemp("exp")
     rng = np.random.default_rng(1)
-    for name, count in (("hibari", 24), ("pico-us", 24), ("espeak", 12), ("queen-dev", 4), ("heldout", 4)):
+    for name, count in (("hibari", 12), ("pico-us", 12), ("espeak", 6), ("queen-dev", 4), ("heldout", 4)):
         with corpus.Pack(folder / "features" / name, corpus.MELS) as pack:
             for number in range(count):
                 shape = (int(rng.integers(120, 240)), corpus.NUM_MELS)
@@ -86,16 +91,15 @@ def differences(first, second):
     return max(float((a - b).abs().max()) for a, b in pairs)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def no_easy_phase(monkeypatch):
     monkeypatch.setattr(train, "EASY_UNTIL", 1e9)
 
 
-@pytest.mark.usefixtures("no_easy_phase")
 def test_a_resumed_run_takes_the_same_steps(work_dir):
-    whole = run(work_dir, "whole", 24)
-    run(work_dir, "parts", 7)
-    parts = run(work_dir, "parts", 24, "--resume")
+    whole = run(work_dir, "whole", 12)
+    run(work_dir, "parts", 5)
+    parts = run(work_dir, "parts", 12, "--resume")
     assert whole["progress"]["epoch"] >= 1
     assert differences(whole, parts) == 0
     for name in ("step", "batches", "epoch", "position", "ctc", "speech_seconds"):
@@ -104,7 +108,6 @@ def test_a_resumed_run_takes_the_same_steps(work_dir):
 
 
 @pytest.mark.endurance
-@pytest.mark.usefixtures("no_easy_phase")
 def test_two_views_are_heard_by_any_number_of_processes(work_dir, monkeypatch):
     seen, losses = [], gradients.losses
     monkeypatch.setattr(gradients, "losses", lambda *arguments: seen.append(arguments[3]) or losses(*arguments))
@@ -114,7 +117,6 @@ def test_two_views_are_heard_by_any_number_of_processes(work_dir, monkeypatch):
 
 
 @pytest.mark.endurance
-@pytest.mark.usefixtures("no_easy_phase")
 def test_a_run_may_get_a_teacher_and_goes_on_with_it(work_dir, capsys):
     rng = np.random.default_rng(2)
     width = corpus.TARGETS.width
@@ -144,8 +146,7 @@ def test_a_run_may_get_a_teacher_and_goes_on_with_it(work_dir, capsys):
 @pytest.mark.parametrize("experts", [0, 4])
 def test_the_network_of_the_training_computes_what_the_exported_one_does(experts, chunk_size):
     torch.manual_seed(1)
-    config = small_config(experts) | {"input_dim": 80, "output_dim": 30, "vocab_size": 30}
-    model = SpeechModel(parse_training_config(config).architecture)
+    model = speech_model(small_config(experts))
     network.narrow_front(model, 5)
     for weight in model.parameters():
         if weight.ndim == 1:
@@ -171,9 +172,8 @@ def test_the_network_of_the_training_computes_what_the_exported_one_does(experts
 @pytest.mark.parametrize("favourite", [None, 2])
 def test_a_mixture_and_its_gradients_are_those_of_the_exported_one(favourite, activation):
     torch.manual_seed(1)
-    config = FeedForward(
-        kind="moe", hidden=24, activation=activation, bias=True, num_experts=6, num_experts_per_token=2
-    )
+    experts = {"num_experts": 6, "num_experts_per_token": 2}
+    config = FeedForward(kind="moe", hidden=24, activation=activation, bias=True, **experts)
     layer = MixtureOfExperts(16, config).eval()
     inputs = torch.randn(5, 31, 16, requires_grad=True)
     if favourite is not None:  # some experts get every token, others none
@@ -194,13 +194,12 @@ def test_a_mixture_and_its_gradients_are_those_of_the_exported_one(favourite, ac
 
 
 def test_every_layer_of_experts_takes_frames_and_tokens_that_are_no_padding(monkeypatch):
-    config = small_config(4) | {"input_dim": 80, "output_dim": 30, "vocab_size": 30}
-    model = SpeechModel(parse_training_config(config).architecture).train()
+    config = small_config(4)
+    model = speech_model(config).train()
     lengths, token_lengths = torch.tensor([192, 100]), torch.tensor([9, 2])
     tokens = torch.randint(3, 29, (2, 9)).masked_fill(torch.arange(9) >= token_lengths.unsqueeze(1), -1)
-    batch = batches.Batch(
-        mels=torch.randn(2, 192, 80), lengths=lengths, tokens=tokens, token_lengths=token_lengths, texts=["", ""]
-    )
+    sizes = {"lengths": lengths, "token_lengths": token_lengths}
+    batch = batches.Batch(mels=torch.randn(2, 192, 80), tokens=tokens, texts=["", ""], **sizes)
     taken = []
     monkeypatch.setattr(routing, "load_loss", lambda logits, counts: taken.append(int(counts.sum())) or logits.sum())
     own = objective.Objective.of(config["model_conf"], channels=5)
@@ -211,9 +210,8 @@ def test_every_layer_of_experts_takes_frames_and_tokens_that_are_no_padding(monk
 
 def test_a_mixture_out_of_a_dense_network_computes_the_same():
     torch.manual_seed(1)
-    config = small_config() | {"input_dim": 80, "output_dim": 30, "vocab_size": 30}
-    dense = SpeechModel(parse_training_config(config).architecture)
-    mixture = SpeechModel(parse_training_config(upcycle.mixture_config(config)).architecture)
+    config = small_config()
+    dense, mixture = speech_model(config), speech_model(upcycle.mixture_config(config))
     weights = dict(dense.named_parameters())
     generator = torch.Generator().manual_seed(1)
     layers = [name for name, layer in dense.named_modules() if isinstance(layer, DenseFeedForward)]
@@ -228,15 +226,13 @@ def test_a_mixture_out_of_a_dense_network_computes_the_same():
 
 
 @pytest.mark.endurance
-@pytest.mark.usefixtures("no_easy_phase")
 def test_an_upcycled_run_goes_on(work_dir, monkeypatch):
     run(work_dir, "before", 4)
     path = checkpoints.all_of(work_dir / "before")[-1]
     monkeypatch.setattr(sys, "argv", ["upcycle.py", str(path), "--work-dir", str(work_dir), "--dense", "before"])
-    losses, heard = gradients.GradientSource.losses, []
-    monkeypatch.setattr(
-        gradients.GradientSource, "losses", lambda source, task: heard.append(task.items) or losses(source, task)
-    )
+    source, heard = gradients.GradientSource, []
+    losses = source.losses
+    monkeypatch.setattr(source, "losses", lambda own, task: heard.append(task.items) or losses(own, task))
     upcycle.main()
     assert {len(items) for items in heard} == {1}  # clusters are of real tokens: nothing is padded
     after = run(work_dir, "mixture", 6, "--resume")
@@ -246,7 +242,6 @@ def test_an_upcycled_run_goes_on(work_dir, monkeypatch):
     assert any(".experts.7.w_1.weight" in name for name in after["optimizer"]["masters"])
 
 
-@pytest.mark.usefixtures("no_easy_phase")
 def test_a_checkpoint_need_not_keep_what_a_finished_model_has(work_dir, tmp_path, monkeypatch):
     exact = run(work_dir, "finished", 4)
     model, small = tmp_path / "model", tmp_path / "small.pt"

@@ -1,14 +1,17 @@
+"""Numbers, targets and pictures on pages are those of the results."""
+
 import json
+import re
 from pathlib import Path
-from types import FunctionType
+from types import FunctionType, SimpleNamespace
 
 import pytest
 
-from u2moe.benchmarks.instruments.statistics import Spread
 from u2moe.benchmarks.results import files as provenance
-from u2moe.benchmarks.results import pages
-from u2moe.benchmarks.results.files import repository
+from u2moe.benchmarks.results import pages, picture
+from u2moe.benchmarks.results.files import read_json, repository, results_file
 from u2moe.benchmarks.results.markdown import Target, filled, names
+from u2moe.benchmarks.studies import full_size, systems
 from u2moe.benchmarks.studies.shared.script import script
 
 ROOT = Path(__file__).parents[2]
@@ -19,18 +22,16 @@ MACHINE = {"processor": "P", "usable_cores": 2, "onnxruntime": "1.2"}
 def clone(tmp_path, monkeypatch):
     """Make a folder with results and pages, and modules with few values."""
 
-    class Module:
-        def __init__(self, name):
-            self.name = name
+    def module(name):
+        def values(results):
+            return {"table": f"| {name} {results['x']} |", "x": str(results["x"])}
 
-        def values(self, results):
-            return {"table": f"| {self.name} {results['x']} |", "x": str(results["x"])}
+        def targets(results):
+            yield Target(name=name, found=results["x"], limit=2, at_most=True, unit=" s")
 
-    class WithTargets(Module):
-        def targets(self, results):
-            return iter([Target(name=self.name, found=results["x"], limit=2, at_most=True, unit=" s")])
+        return SimpleNamespace(values=values, **({} if name == "hotwords" else {"targets": targets}))
 
-    monkeypatch.setattr(pages, "_module", lambda name: Module(name) if name == "hotwords" else WithTargets(name))
+    monkeypatch.setattr(pages, "_module", module)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
     (tmp_path / "docs" / "results").mkdir(parents=True)
@@ -52,9 +53,7 @@ def test_every_result_is_of_a_study_and_on_a_page_between_its_marks():
     assert not [name for name in results if f"<!-- begin {name}." not in shown]
     text = "# A\n\n<!-- begin a -->\nold \\1\n<!-- end a -->\n\nIt is <!-- begin b -->1<!-- end b --> kept.\n"
     once = filled(text, {"a": "| new \\1 |\n", "b": "2"})
-    assert once == (
-        "# A\n\n<!-- begin a -->\n| new \\1 |\n<!-- end a -->\n\nIt is <!-- begin b -->2<!-- end b --> kept.\n"
-    )
+    assert once == text.replace("old \\1", "| new \\1 |").replace(">1<", ">2<")
     assert filled(once, {"a": "| new \\1 |", "b": "2"}) == once
     assert filled(text, {}) == text
 
@@ -67,11 +66,8 @@ def test_a_mark_without_its_end_would_swallow_the_rest(rest):
 
 def test_pages_show_values_of_results_by_their_names(clone, capsys):
     own = clone / "docs" / "results" / "speed.md"
-    own.write_text(
-        " ".join(
-            f"<!-- begin {key} --><!-- end {key} -->" for key in ("full_size.x", "full_size.measured", "serving.x")
-        )
-    )
+    keys = ("full_size.x", "full_size.measured", "serving.x")
+    own.write_text(" ".join(f"<!-- begin {key} --><!-- end {key} -->" for key in keys))
     assert pages.main(["--check"]) == 1
     assert capsys.readouterr().out.count("outdated") == 1
     assert pages.main([]) == 0
@@ -85,51 +81,41 @@ def test_pages_show_values_of_results_by_their_names(clone, capsys):
         pages.main([])
 
 
-def test_targets_of_all_results_are_kept_on_their_own_side_by_the_median(clone):
+def test_targets_of_all_results_are_counted(clone):
     found = pages.all_values(clone / "benchmarks" / "results")
     assert (found["targets"]["met"], found["targets"]["total"]) == ("1", "2")
     rows = found["targets"]["table"].splitlines()[2:]
     assert rows == ["| full_size |  | 1 s | ≤ 2 s | met |", "| moe_layer |  | 3 s | ≤ 2 s | **missed** by 50.0% |"]
-    below = {"name": "x", "found": 1.4, "limit": 1.5}
-    assert Target(**below, at_most=True).met
-    assert Target(**below, at_most=False).row == ("x", "", "1.4", "≥ 1.5", "**missed** by 6.7%")
-    assert Target(name="x", found=1234.5, limit=1234.5, at_most=False).row == ("x", "", "1234", "≥ 1234", "met")
-    spread = Spread.of([1.0, 1.2, 1.4, 9.0])
-    assert Target(name="x", found=spread, limit=1.3, at_most=True, unit=" s").row == (
-        "x", "", "1.3 s (1.15-3.3)", "≤ 1.3 s", "met",
-    )  # fmt: skip
-    assert Target(name="x", found=spread, limit=1.25, at_most=True).row[-1] == "**missed** by 4.0%"
+    large = Target(name="x", found=1234.5, limit=1234.5, at_most=False)
+    assert large.row == ("x", "", "1234", "≥ 1234", "met")
 
 
 def test_results_say_which_commits_they_come_from(tmp_path, monkeypatch):
-    monkeypatch.setattr(provenance, "describe_machine", lambda: {**MACHINE, "commit": "a"})
     content, file = {"cells": {"x": 1}}, tmp_path / "results.json"
-    provenance.record(file, content)
-    for commit in ("b", "b"):
+    for commit in ("a", "b", "b"):
         monkeypatch.setattr(provenance, "describe_machine", lambda commit=commit: {**MACHINE, "commit": commit})
         provenance.record(file, content)
-    assert provenance.measured(content).startswith(
-        "Measured on P, 2 cores, onnxruntime 1.2, commit b and 1 before it, 2"
-    )
+    text = "Measured on P, 2 cores, onnxruntime 1.2, commit b and 1 before it, 2"
+    assert provenance.measured(content).startswith(text)
     assert provenance.resumed(file, {"cells": {}, "more": 2}) == {**content, "more": 2}
     assert provenance.resumed(tmp_path / "none.json", {"cells": {}}) == {"cells": {}}
 
 
 def test_machines_of_one_name_are_told_apart_by_family_and_model(tmp_path, monkeypatch):
-    def machine(version):
-        return {**MACHINE, "processor_version": version}
-
-    older, newer = "cpu family 25, model 17, stepping 1", "cpu family 26, model 2, stepping 1"
-    (tmp_path / "results.json").write_text(json.dumps({"machine": machine(older), "cells": {}}))
-    monkeypatch.setattr(provenance, "describe_machine", lambda: machine(older.replace("stepping 1", "stepping 2")))
+    older, newer = (
+        {**MACHINE, "processor_version": version}
+        for version in ("cpu family 25, model 17, stepping 1", "cpu family 26, model 2, stepping 1")
+    )
+    (tmp_path / "results.json").write_text(json.dumps({"machine": older, "cells": {}}))
+    restepped = older["processor_version"].replace("stepping 1", "stepping 2")
+    monkeypatch.setattr(provenance, "describe_machine", lambda: {**older, "processor_version": restepped})
     provenance.resumed(tmp_path / "results.json", {})
-    monkeypatch.setattr(provenance, "describe_machine", lambda: machine(newer))
-    with pytest.raises(
-        ValueError, match=r"measured on P \(cpu family 25, model 17\), but this machine is P \(cpu family 26, model 2\)"
-    ):
+    monkeypatch.setattr(provenance, "describe_machine", lambda: newer)
+    both = r"measured on P \(cpu family 25, model 17\), but this machine is P \(cpu family 26, model 2\)"
+    with pytest.raises(ValueError, match=both):
         provenance.resumed(tmp_path / "results.json", {})
-    kernels = {"isa": "avx2"}
-    assert provenance.machine_key({"machine": machine(newer), "kernels": kernels}) == "P (cpu family 26, model 2), avx2"
+    content = {"machine": newer, "kernels": {"isa": "avx2"}}
+    assert provenance.machine_key(content) == "P (cpu family 26, model 2), avx2"
 
 
 def test_scripts_say_in_one_line_that_they_need_a_clone(tmp_path, monkeypatch):
@@ -140,3 +126,28 @@ def test_scripts_say_in_one_line_that_they_need_a_clone(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=r"^error: run this in the root of a u2moe clone, not in .*, or name"):
         script(main)
     assert script(repository) is repository  # imported, not run
+
+
+@pytest.mark.parametrize("mode", picture.PANELS)
+def test_the_bars_of_the_readmes_picture_are_the_factors_of_the_results_pages(mode, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    bars = picture.bars(mode)
+    assert {by for _, _, by in bars} == picture.COLOURS.keys()
+    factors = {(label, by): factor.median for label, factor, by in bars}
+    assert len(factors) == len(bars)
+    alone = [factors[f"{name}, int8", picture.ALONE] for name in ("Dense-225M", "MoE-1B", "Dense-1B")]
+    assert alone == sorted(alone)
+    text = full_size.values(read_json(results_file("full_size")))["tables"]
+    text += systems.values(read_json(results_file("systems")))["same_weights"]
+    for (label, _), value in factors.items():
+        assert "torch" in label or f"{value:.3f} (" in text
+
+
+@pytest.mark.slow
+def test_the_picture_is_drawn_and_shown(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    picture.draw(tmp_path / "images" / "speed.png")
+    assert (tmp_path / "images" / "speed.png").read_bytes().startswith(b"\x89PNG")
+    shown = re.findall(r"!\[[^]]+\]\(([^)]+)\)", Path("README.md").read_text(encoding="utf-8"))
+    assert picture.PICTURE.as_posix() == shown[0]
+    assert all(Path(file).is_file() for file in shown)
