@@ -1,4 +1,4 @@
-"""What `u2moe bench` measures: spreads, stages, waits of a user, energy, use of experts, memory, and the machine."""
+"""Measurements of `u2moe bench`: spreads, stages, waits of a user, energy, use of experts, and the machine."""
 
 import dataclasses
 import math

@@ -213,6 +213,7 @@ def test_memory_is_measured_for_each_length(monkeypatch, tmp_path):
     monkeypatch.setattr(hotwords, "peak_memory", peak)
     found = hotwords.measure_memory(tmp_path, RECORDINGS[0], [f"W{number}" for number in range(20_000)])
     assert found == {"0": 0, "1000": 10**9, "10000": 10**10}
+    assert "| 10,000 | 10000 |" in hotwords.values({"memory": {"peaks": found}})["memory"]
 
 
 def test_utterances_follow_each_other_with_pauses():
