@@ -18,19 +18,12 @@ from u2moe.runtime.installation import install_command
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("loaded_once")]
 
-FULL = Path("/dev/full")
+has_full_disk = pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full disk at hand")
 posix = pytest.mark.skipif(os.name != "posix", reason="of POSIX systems")
 
 
-def started(bundle, *arguments, **settings):
-    command = [sys.executable, "-m", "u2moe", "transcribe", "--model", str(bundle.path), *map(str, arguments)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, **settings)
-
-
-def finished(bundle, *arguments, **settings):
-    with started(bundle, *arguments, stdout=subprocess.PIPE, **settings) as process:
-        out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
+def command(bundle, *arguments):
+    return [sys.executable, "-m", "u2moe", "transcribe", "--model", str(bundle.path), *map(str, arguments)]
 
 
 def test_paths_that_cannot_be_looked_up(bundle, clips, capsys):
@@ -49,9 +42,10 @@ def test_paths_that_cannot_be_looked_up(bundle, clips, capsys):
 def test_names_that_are_no_text(bundle, clips, capsys):
     name = os.fsdecode(b"caf\xe9.wav")
     (clips / "b.wav").rename(clips / name)
-    code, out, err = finished(bundle, clips, env={**os.environ, "PYTHONUTF8": "1"})
-    assert (code, err) == (0, b"")
-    assert out.splitlines()[-1].startswith(os.fsencode(clips / name))
+    environment = {**os.environ, "PYTHONUTF8": "1"}
+    done = subprocess.run(command(bundle, clips), env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.splitlines()[-1].startswith(os.fsencode(clips / name))
     assert transcribe(bundle, "-f", "json", clips) == 0
     assert os.fsencode(json.loads(capsys.readouterr().out.splitlines()[-1])["file"]) == os.fsencode(clips / name)
     for file_format in ("txt", "json"):
@@ -76,34 +70,27 @@ def test_a_text_that_stdout_cannot_encode(bundle, recognizer, clips, capsys, mon
 
 
 @posix
-@pytest.mark.parametrize("closed", ["<&- 2>&-", ">&-"])
-def test_streams_that_are_closed(bundle, recognizer, clips, closed):
-    script = f'exec "$0" -m u2moe transcribe --model "$1" "$2" {closed}'
-    command = ["sh", "-c", script, sys.executable, str(bundle.path), str(clips / "a.wav")]
-    done = subprocess.run(command, capture_output=True, check=False, timeout=120)
-    if closed == ">&-":
-        assert done.returncode == 1
-        assert b"u2moe: error: stdout is closed: the output cannot be written\n" in done.stderr
-    else:
+@pytest.mark.parametrize(("redirection", "told"), [
+    ("<&- 2>&-", None), (">&-", b"stdout is closed: the output cannot be written"),
+    pytest.param(">/dev/full", b"stdout: cannot be written: No space left on device", marks=has_full_disk),
+])  # fmt: skip
+def test_streams_that_are_closed_or_full(bundle, recognizer, clips, redirection, told):
+    script = f'exec "$0" "$@" {redirection}'
+    words = ["sh", "-c", script, *command(bundle, clips / "a.wav")]
+    done = subprocess.run(words, capture_output=True, check=False, timeout=120)
+    if told is None:
         assert (done.returncode, done.stdout.decode()) == (0, recognizer.transcribe(clips / "a.wav").text + "\n")
-
-
-@pytest.mark.skipif(not FULL.exists(), reason="the system has no full disk at hand")
-def test_a_full_disk_names_stdout(bundle, clips):
-    with FULL.open("wb") as full, started(bundle, clips / "a.wav", stdout=full) as process:
-        _, err = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert err.splitlines()[0] == b"u2moe: error: stdout: cannot be written: No space left on device"
-    assert b"Exception ignored" not in err
+    else:
+        assert (done.returncode, done.stderr.splitlines()[0]) == (1, b"u2moe: error: " + told)
+        assert b"Exception ignored" not in done.stderr
 
 
 @pytest.mark.parametrize("has_command", [False, True])
 def test_a_reader_that_goes_away_is_no_traceback(bundle, clips, has_command):
-    arguments = ["transcribe", "--model", str(bundle.path), *[str(clips)] * 3] if has_command else []
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "u2moe", *arguments]
-    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    written = command(bundle, clips, clips, clips)
+    done = subprocess.run(written if has_command else written[:3], stdout=writer, stderr=subprocess.PIPE, check=False)
     os.close(writer)
     assert b"Traceback" not in done.stderr
     assert done.returncode == has_command
@@ -134,9 +121,9 @@ def test_ctrl_c_and_sigterm_keep_what_was_recognised(bundle, sound, tmp_path, ar
     soundfile.write(tmp_path / "long.wav", np.tile(sound, 20), 16_000)
     out = tmp_path / "out"
     arguments = [str(out) if argument == "OUT" else argument for argument in arguments]
-    command = [sys.executable, "-c", INTERRUPTED, "transcribe", "--model", str(bundle.path), *arguments]
-    command, pipe = [*command, str(tmp_path / "long.wav")], subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, encoding="utf-8") as process:
+    words = command(bundle, *arguments, tmp_path / "long.wav")
+    words, pipe = [words[0], "-c", INTERRUPTED, *words[3:]], subprocess.PIPE
+    with subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, encoding="utf-8") as process:
         assert process.stderr.readline() == "two\n"
         process.send_signal(number)
         printed, err = process.communicate(timeout=120)
@@ -183,7 +170,8 @@ def test_warnings_are_lines(bundle, clips, sound, capsys, monkeypatch):
 def test_two_processes_with_the_same_folder_both_finish(bundle, clips, sound):
     for number in range(3):
         soundfile.write(clips / f"c{number}.wav", sound[: 20_000 + 4000 * number], 16_000)
-    processes = [started(bundle, "-o", clips / "out", clips) for _ in range(2)]
+    again = command(bundle, "-o", clips / "out", clips)
+    processes = [subprocess.Popen(again, stderr=subprocess.PIPE) for _ in range(2)]
     errors = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
     names = sorted(file.name for file in (clips / "out").iterdir())

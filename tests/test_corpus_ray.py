@@ -1,9 +1,7 @@
 """Runs on Ray Data, and folders on S3. Needs ray, moto and s3fs (extra `dev`)."""
 
-import contextlib
 import importlib
 import os
-import socket
 import sys
 import tempfile
 
@@ -12,7 +10,6 @@ import pytest
 from corpora import ToyChoice, assert_survives_kill, crashing, files_in, listed, rows_in, write_list
 
 from u2moe.runtime import CorpusError, SessionSettings
-from u2moe.runtime.corpus.entry import AudioFile, Block, Entry
 from u2moe.runtime.corpus.lists import ListOptions
 from u2moe.runtime.corpus.results import read_outcomes
 from u2moe.runtime.corpus.run_folder import OutputFolder
@@ -126,69 +123,38 @@ def test_a_step_of_a_pipeline(cluster, corpus, tmp_path):
 def bucket():
     """Start an S3 server in this process; return the URL of a bucket."""
     server, s3fs = needed("moto.server"), needed("s3fs")
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     running.start()
+    _, port = running.get_host_and_port()
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():
-            patch.setenv(name, value)
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+            patch.setenv(name, "us-east-1")
         s3fs.S3FileSystem().mkdir("corpora")
         yield "s3://corpora"
     running.stop()
 
 
-def put(bucket, name, content):
-    import fsspec  # noqa: PLC0415
-
-    with fsspec.open(f"{bucket}/{name}", "wb") as stream:
-        stream.write(content)
-
-
 def test_list_audio_and_results_on_s3(corpus, undisturbed, bucket):
-    for number in range(10):
-        put(bucket, f"in/{number}.wav", corpus.with_name(f"{number}.wav").read_bytes())
-    put(bucket, "in/data.list", corpus.read_bytes())
-    progress = run_corpus(f"{bucket}/in/data.list", f"{bucket}/out", ToyChoice(), OPTIONS)
-    assert (progress.num_done, progress.num_failed) == (10, 0)
-    assert [content for _, _, content in OutputFolder(f"{bucket}/out").contents()] == [
-        content for _, content in sorted(files_in(undisturbed).items())
-    ]
-    assert run_corpus(f"{bucket}/in/data.list", f"{bucket}/out", ToyChoice(), OPTIONS).num_before == 10
+    import fsspec  # noqa: PLC0415 - as s3fs
+
+    files, outcomes = fsspec.filesystem("s3"), OutputFolder(f"{bucket}/out")
+    for name in ("data.list", *(f"{number}.wav" for number in range(10))):
+        files.pipe(f"{bucket}/in/{name}", corpus.with_name(name).read_bytes())
+    for num_before in (0, 6, 10):
+        progress = run_corpus(f"{bucket}/in/data.list", f"{bucket}/out", ToyChoice(), OPTIONS)
+        assert (progress.num_before, progress.num_done, progress.num_failed) == (num_before, 10 - num_before, 0)
+        found = [content for _, _, content in outcomes.contents()]
+        assert found == [content for _, content in sorted(files_in(undisturbed).items())]
+        if num_before == 0:
+            files.rm(files.glob(f"{bucket}/out/blocks/*/*4-*8.jsonl"))
+    assert (outcomes.num_missing(), outcomes.claims) == (0, None)
     missing = write_list(corpus.with_name("missing.list"), [{"key": "k", "wav": f"{bucket}/none.wav"}])
     run_corpus(missing, f"{bucket}/failed", ToyChoice(), OPTIONS)
     assert "none.wav: cannot be read" in next(read_outcomes(OutputFolder(f"{bucket}/failed"))).error
 
 
-def test_list_audio_and_results_of_fsspec(corpus, undisturbed, tmp_path):
-    """Without a server: fsspec also supports local files."""
+def test_a_protocol_that_is_not_known():
     needed("fsspec")
-    urls = f"file://{corpus}", f"file://{tmp_path}/out"
-    progress = run_corpus(*urls, ToyChoice(), OPTIONS)
-    assert (progress.num_done, progress.num_failed) == (10, 0)
-    assert files_in(tmp_path / "out") == files_in(undisturbed)
-    next(tmp_path.glob("out/blocks/*/*4-*8.jsonl")).unlink()
-    progress = run_corpus(*urls, ToyChoice(), OPTIONS)
-    assert (progress.num_before, progress.num_done) == (6, 4)
-    assert files_in(tmp_path / "out") == files_in(undisturbed)
-
-
-def test_a_folder_of_fsspec(tmp_path):
-    """Without a server: the operations that `OutputFolder` needs on any file system."""
-    needed("fsspec")
-    folder = OutputFolder("memory://corpus-test/out")
-    assert (folder.finished_blocks(), folder.num_utterances, folder.claims) == ({}, None, None)
-    block = Block(number=0, start=0, entries=[Entry(key="k", source=AudioFile(path="x"))])
-    folder.write_block(block, b"content\n")
-    folder.num_utterances = 1
-    assert folder.is_finished(block)
-    assert [(start, content) for start, _, content in folder.contents()] == [(0, b"content\n")]
-    assert (folder.finished_blocks(), folder.num_missing()) == ({0: 1}, 0)
     with pytest.raises(CorpusError, match="Protocol not known: nosuch"):
         OutputFolder("nosuch://x").finished_blocks()

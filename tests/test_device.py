@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from u2moe.runtime import ProviderError, SessionSettings
 from u2moe.runtime.model.device import DeviceArray, DeviceMemory, joined
+from u2moe.runtime.model.settings import DEFAULT_PROVIDER
 
 MEMORY = DeviceMemory(None, "CPUExecutionProvider")
 
@@ -70,22 +71,19 @@ def test_an_index_out_of_range_ends_a_loop_and_joining_that_fails_is_a_typed_err
         joined([on_device(np.zeros((2, 3), np.int64))] * 2, 0)
 
 
-@pytest.mark.parametrize(
-    ("settings", "kind", "joiner", "number"),
-    [
-        ({}, None, None, None),
-        ({"io_binding": True}, "cpu", "CPUExecutionProvider", 0),
-        ({"providers": ["CUDAExecutionProvider"]}, "cuda", "CUDAExecutionProvider", 0),
-        ({"providers": ["TensorrtExecutionProvider"], "provider_options": [{"device_id": "1"}]}, "cuda",
-         "CUDAExecutionProvider", 1),
-        ({"providers": ["OpenVINOExecutionProvider"]}, "cpu", "CPUExecutionProvider", 0),
-        ({"providers": ["DmlExecutionProvider"]}, "dml", "DmlExecutionProvider", 0),
-        ({"providers": ["CUDAExecutionProvider"], "io_binding": False}, None, None, None),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("settings", "kind", "joiner", "number"), [
+    ({}, None, None, None),
+    ({"io_binding": True}, "cpu", "CPUExecutionProvider", 0),
+    ({"providers": ["CUDAExecutionProvider"]}, "cuda", "CUDAExecutionProvider", 0),
+    ({"providers": ["TensorrtExecutionProvider"], "provider_options": [{"device_id": "1"}]}, "cuda",
+     "CUDAExecutionProvider", 1),
+    ({"providers": ["OpenVINOExecutionProvider"]}, "cpu", "CPUExecutionProvider", 0),
+    ({"providers": ["DmlExecutionProvider"]}, "dml", "DmlExecutionProvider", 0),
+    ({"providers": ["CUDAExecutionProvider"], "io_binding": False}, None, None, None),
+])  # fmt: skip
 def test_the_memory_is_that_of_the_first_provider(monkeypatch, settings, kind, joiner, number):
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [joiner, *settings.get("providers", [])])
-    if not settings.get("providers"):
-        monkeypatch.undo()
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: [DEFAULT_PROVIDER, joiner, *settings.get("providers", [])]
+    )
     memory = SessionSettings(**settings).memory(None)
     assert (memory and (memory._kind, memory._joiner, memory._id)) == (kind and (kind, joiner, number))
