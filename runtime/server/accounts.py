@@ -78,14 +78,13 @@ class Connections:
 
     def __init__(self, limit: int, is_proxy: Callable[[Address], bool] = lambda _: False) -> None:
         self.limit = limit
-        self.num_open = self._num_new = 0
+        self.num_open = self._num_new = self._num_lost = 0
         self.num_by_address: Counter[str] = Counter()
         self.together = Account(*_TOGETHER)  # of all connections, for the time that each uses beyond its share
         self._most_of_one = max(int(limit * _PART), 1)
         self._is_proxy = is_proxy  # whether an address is a proxy's; proxies and Unix sockets have no limit per address
         self.tell_new: Callable[[int], object] = lambda _: None  # told how many connections may become streams
         self._accounts: dict[str, Account] = {}
-        self._num_lost = 0
         self.looked_s = 0.0  # processor time of the event loop when it was last read, for `since`
 
     def since(self, begin: float) -> float:
@@ -235,8 +234,7 @@ class Lateness:
     """
 
     def __init__(self) -> None:
-        self._late_s, self._then = 0.0, time.monotonic()
-        self._is_too_late = False
+        self._late_s, self._then, self._is_too_late = 0.0, time.monotonic(), False
 
     def observe(self, seconds: float) -> None:
         """Update the average after a scheduler round in which live audio waited at most `seconds`."""

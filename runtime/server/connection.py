@@ -93,12 +93,11 @@ class Connection:
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """A protocol over a WebSocket (`path` and `run`), over TCP (`run_tcp`), or over HTTP (`routes`)."""
+    """A protocol over WebSocket (`path` and `run`), TCP (`run_tcp`, which reports errors itself) or HTTP (`routes`)."""
 
     name: str  # in options, metrics and logs
     path: str | None = None  # of its WebSocket
     run: Callable[[Connection], Conversation] | None = None  # serves one client; errors are reported to it
-    # serves one client over TCP, and reports errors itself
     run_tcp: Callable[[Service, asyncio.StreamReader, asyncio.StreamWriter], Conversation] | None = None
     routes: Callable[[Service], list[Route]] | None = None
     may_have_port: bool = False  # whether `--protocol` can assign a port, for clients that cannot set a path

@@ -70,6 +70,7 @@ class PacedConnection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the inner protocol."""
         self._transport = cast("asyncio.Transport", transport)
+        self.abort, self.get_extra_info = self._transport.abort, self._transport.get_extra_info
         self._served.add(self)
         self.inner.connection_made(cast("asyncio.Transport", self))
 
@@ -113,10 +114,7 @@ class PacedConnection(asyncio.BufferedProtocol):
         can_wait = self._transport.can_write_eof() and (self._rest or self._request is not None)
         return not self._is_closing and bool(can_wait or cast("asyncio.Protocol", self.inner).eof_received())
 
-    # The next methods, and those of the real transport, are the transport of the inner protocol.
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
+    # The next methods, `close`, `abort` and `get_extra_info` are the transport of the inner protocol.
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         """Switch to a WebSocket protocol. If its handshake was invalid, close the connection."""
