@@ -6,25 +6,17 @@ import os
 import re
 import shutil
 
+import browsing
 import numpy as np
 import pytest
 import soundfile
-from browsing import (
-    PATIENCE_MS,
-    chromium,
-    fake_microphone,
-    host,
-    make_site,
-    needs_chromium,
-    needs_onnxruntime_web,
-    wait_for,
-)
+from browsing import PATIENCE_MS, host, wait_for
 from manifests import edit_manifest
 from playwright.sync_api import expect
 
 from u2moe.runtime import Bundle, DecodingOptions, EndpointConfig, Recognizer, TextFormat
 
-pytestmark = [pytest.mark.slow, needs_chromium, needs_onnxruntime_web]
+pytestmark = [pytest.mark.slow, browsing.needs_chromium, browsing.needs_onnxruntime_web]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +28,7 @@ def bundle(exported):
 @pytest.fixture(scope="module")
 def site(bundle, tmp_path_factory):
     folder = tmp_path_factory.mktemp("site") / "site"
-    make_site(folder, bundle.path)
+    browsing.make_site(folder, bundle.path)
     return folder
 
 
@@ -44,7 +36,7 @@ def site(bundle, tmp_path_factory):
 def browser(sound, tmp_path_factory):
     file = tmp_path_factory.mktemp("microphone") / "sound.wav"
     soundfile.write(file, np.tile(np.repeat(sound, 3), 3), 48_000)
-    with chromium(*fake_microphone(file)) as browser:
+    with browsing.chromium(*browsing.fake_microphone(file)) as browser:
         yield browser
 
 
@@ -55,6 +47,11 @@ def page(new_page, site):
         page = new_page(url)
         page.wait_for_selector("body.ready")
         yield page
+
+
+def reload(page):
+    page.reload()
+    page.wait_for_selector("body.ready")
 
 
 def wait_until_ready(page):
@@ -70,13 +67,14 @@ def recognised(page, file):
     return page.locator(".word").all_inner_texts()
 
 
-@pytest.fixture
-def talk(sound, tmp_path):
-    soundfile.write(tmp_path / "talk.wav", sound, 16_000, subtype="PCM_16")
-    return tmp_path / "talk.wav"
+@pytest.fixture(scope="module")
+def talk(sound, tmp_path_factory):
+    file = tmp_path_factory.mktemp("talk") / "talk.wav"
+    soundfile.write(file, sound, 16_000, subtype="PCM_16")
+    return file
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def wanted(bundle, talk):
     """Words that Python recognises in `talk` with the options of the page."""
     options = DecodingOptions(chunk_size=16, num_left_chunks=4, endpoint=EndpointConfig(), text_format=TextFormat())
@@ -84,7 +82,17 @@ def wanted(bundle, talk):
     return [word.word for segment in segments for word in segment.words]
 
 
-def test_a_file_gives_what_python_gives_and_the_page_works_without_a_host(new_page, site, talk, wanted):
+KEPT = """async () => {
+  const cache = await caches.open('u2moe'), requests = await cache.keys();
+  const sizes = requests.map(async (request) => (await (await cache.match(request)).arrayBuffer()).byteLength);
+  return requests.length === 5 && (await Promise.all(sizes)).every((size) => size > 9);
+}"""
+"""Whether the manifest and all files of the model are in the cache."""
+
+
+def test_a_file_gives_what_python_gives_also_from_a_damaged_cache_on_a_phone_and_without_a_host(
+    new_page, site, talk, wanted
+):
     with host(site) as url:
         page = new_page(url, may_fail=True)
         page.wait_for_selector("body.ready")
@@ -93,75 +101,69 @@ def test_a_file_gives_what_python_gives_and_the_page_works_without_a_host(new_pa
         expect(page.locator("#spoken")).not_to_be_empty()
         page.evaluate("navigator.serviceWorker.ready")
         page.wait_for_function("navigator.serviceWorker.controller !== null")
-        wait_for(page, "async () => (await (await caches.open('u2moe')).keys()).length === 5")  # including the manifest
-    page.reload()
-    page.wait_for_selector("body.ready")
+        wait_for(page, KEPT)
+        page.evaluate("""async () => {
+          const cache = await caches.open('u2moe');
+          const requests = (await cache.keys()).filter(({ url }) => url.includes('sha256'));
+          for (const request of requests) await cache.put(request, new Response(new Uint8Array(9)));
+        }""")
+        reload(page)
+        assert recognised(page, talk) == wanted
+        wait_for(page, KEPT)
+    page.click("#clear")
+    page.set_viewport_size({"width": 320, "height": 640})
+    page.emulate_media(color_scheme="dark")
+    reload(page)
+    lead, promise = (page.locator(name).bounding_box() for name in ("#lead", "#promise"))
+    assert lead["x"] + lead["width"] / 2 == pytest.approx(promise["x"] + promise["width"] / 2, abs=1)
     assert recognised(page, talk) == wanted
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+    buttons = re.findall(r"- button(.*)", page.locator("body").aria_snapshot())
+    assert len(buttons) > 3
+    assert all(re.match(r' "[^"]+"', name) for name in buttons), buttons
 
 
-def test_a_damaged_cache_is_read_again(page, talk, wanted):
-    damage = """async () => {
-      const cache = await caches.open('u2moe');
-      const requests = (await cache.keys()).filter(({ url }) => url.includes('sha256'));
-      for (const request of requests) await cache.put(request, new Response(new Uint8Array(9)));
-      return requests.length === 4;
-    }"""
-    wait_for(page, damage)
-    page.reload()
-    page.wait_for_selector("body.ready")
-    assert recognised(page, talk) == wanted
+def test_a_new_model_and_a_new_page_under_the_old_names_are_noticed(new_page, site, talk, wanted, tmp_path):
+    """Even if the browser may still use its HTTP cache. The service worker caches the new files."""
+    folder = shutil.copytree(site, tmp_path / "site")
 
+    def publish(file, change):
+        later = file.stat().st_mtime + 10  # the host compares times in whole seconds
+        file.write_text(change(file.read_text(encoding="utf-8")), encoding="utf-8")
+        os.utime(file, (later, later))
 
-def published(file, change):
-    """Publish a new version of a file with a later time, since the host compares times in whole seconds."""
-    later = file.stat().st_mtime + 10
-    file.write_text(change(file.read_text(encoding="utf-8")), encoding="utf-8")
-    os.utime(file, (later, later))
-
-
-@pytest.fixture
-def kept_answers(site, tmp_path):
-    """A copy of the site and its URL. Its host lets browsers cache responses for an hour."""
-    folder = tmp_path / "site"
-    shutil.copytree(site, folder)
     with host(folder, max_age=3600) as url:
-        yield folder, url
-
-
-def test_a_new_model_under_the_old_names_is_noticed(new_page, kept_answers, talk, wanted):
-    """Even if the browser may still use its HTTP cache."""
-    folder, url = kept_answers
-    page = new_page(url)
-    page.wait_for_selector("body.ready")
-    assert recognised(page, talk) == wanted
-    tokens = folder / "model" / "tokens.txt"
-    published(tokens, lambda text: re.sub("(?m)(.) ([0-9]+)$", r"\1Q \2", text))
-    content = tokens.read_bytes()
-    digest = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    edit_manifest(tokens.parent, lambda manifest: manifest["files"].update({tokens.name: digest}))
-    published(tokens.parent / "bundle.json", str)
-    page.reload()
-    page.wait_for_selector("body.ready")
-    found = recognised(page, talk)
-    assert found != wanted
-    assert "".join(found).replace("Q", "") == "".join(wanted)
-
-
-def test_a_new_page_replaces_the_old_one(new_page, kept_answers):
-    """The service worker caches the new files, not those in the HTTP cache."""
-    folder, url = kept_answers
-    page = new_page(url, may_fail=True)  # reloading cancels a request
-    page.wait_for_selector("body.ready")
-    page.wait_for_function("navigator.serviceWorker.controller !== null")
-    published(folder / "page.js", lambda text: text.replace("Press the microphone and speak.", "This page is new."))
-    published(folder / "service-worker.js", lambda text: re.sub("VERSION = '\\w+'", "VERSION = 'new'", text))
-    page.reload()
-    wait_for(page, "async () => (await caches.keys()).join() === 'u2moe,page-new'")
-    page.reload()
-    expect(page.locator("#lead")).to_have_text("This page is new.", timeout=PATIENCE_MS)
+        page = new_page(url, may_fail=True)  # reloading cancels a request
+        page.wait_for_selector("body.ready")
+        assert recognised(page, talk) == wanted
+        page.wait_for_function("navigator.serviceWorker.controller !== null")
+        tokens = folder / "model" / "tokens.txt"
+        publish(tokens, lambda text: re.sub("(?m)(.) ([0-9]+)$", r"\1Q \2", text))
+        content = tokens.read_bytes()
+        digest = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        edit_manifest(tokens.parent, lambda manifest: manifest["files"].update({tokens.name: digest}))
+        publish(tokens.parent / "bundle.json", str)
+        reload(page)
+        found = recognised(page, talk)
+        assert found != wanted
+        assert "".join(found).replace("Q", "") == "".join(wanted)
+        publish(folder / "page.js", lambda text: text.replace("Press the microphone and speak.", "This page is new."))
+        publish(folder / "service-worker.js", lambda text: re.sub("VERSION = '\\w+'", "VERSION = 'new'", text))
+        page.reload()
+        wait_for(page, "async () => (await caches.keys()).join() === 'u2moe,page-new'")
+        page.reload()
+        expect(page.locator("#lead")).to_have_text("This page is new.", timeout=PATIENCE_MS)
 
 
 def test_the_microphone(page):
+    """A suspended context is resumed, another device replaces a lost one, and failures of the audio thread and of
+    starting are reported."""
+    alert, status = page.get_by_role("alert"), page.locator("#status-text")
+    page.evaluate("""() => {
+      AudioContext = class extends AudioContext { opened = (window.context = this); };
+      const { mediaDevices } = navigator, give = mediaDevices.getUserMedia.bind(mediaDevices);
+      mediaDevices.getUserMedia = async (wanted) => (window.media = await give(wanted));
+    }""")
     page.click("#microphone")
     page.wait_for_function("document.getElementById('partial').textContent.length > 0")
     expect(page.locator("#microphone")).to_have_attribute("aria-pressed", "true")
@@ -171,38 +173,13 @@ def test_the_microphone(page):
     wait_until_ready(page)
     page.locator(".word").first.click()
     page.wait_for_selector(".word.playing")
-
-
-def test_a_microphone_that_is_refused(page):
-    give = "() => {{ navigator.mediaDevices.getUserMedia = async () => {{ {}; }}; }}"
-    for reason, message in (
-        ("NotAllowed", "Access to the microphone was denied"),
-        ("NotFound", "No microphone was found"),
-    ):
-        page.evaluate(give.format(f"throw new DOMException('', '{reason}Error')"))
-        page.click("#microphone")
-        expect(page.get_by_role("alert")).to_contain_text(message)
-    page.evaluate("() => { AudioWorklet.prototype.addModule = async () => { throw new Error('no network'); }; }")
-    page.evaluate(give.format("return new MediaStream()"))
     page.click("#microphone")
-    expect(page.get_by_role("alert")).to_contain_text("The microphone failed to start: no network")
-
-
-def test_a_microphone_that_falls_silent_goes_on_or_has_gone(page):
-    """A suspended context is resumed, another device replaces a lost one, and a failure of the audio thread is
-    reported."""
-    page.evaluate("""() => {
-      AudioContext = class extends AudioContext { opened = (window.context = this); };
-      const { mediaDevices } = navigator, give = mediaDevices.getUserMedia.bind(mediaDevices);
-      mediaDevices.getUserMedia = async (wanted) => (window.media = await give(wanted));
-    }""")
-    page.click("#microphone")
-    expect(page.locator("#status-text")).to_have_text("Listening", timeout=PATIENCE_MS)
+    expect(status).to_have_text("Listening", timeout=PATIENCE_MS)
     page.evaluate("context.suspend()")
     page.wait_for_function("context.state === 'running'")
     page.evaluate("media.getTracks().forEach((track) => track.dispatchEvent(new Event('ended')))")
-    expect(page.get_by_role("alert")).to_have_text(re.compile("The microphone is no longer available. Now using .+"))
-    expect(page.locator("#status-text")).to_have_text("Listening")
+    expect(alert).to_have_text(re.compile("The microphone is no longer available. Now using .+"))
+    expect(status).to_have_text("Listening")
     page.click("#microphone")
     wait_until_ready(page)
     page.evaluate("""async () => {
@@ -211,8 +188,17 @@ def test_a_microphone_that_falls_silent_goes_on_or_has_gone(page):
       AudioWorklet.prototype.addModule = function () { return addModule.call(this, URL.createObjectURL(broken)); };
     }""")
     page.click("#microphone")
-    expect(page.get_by_role("alert")).to_have_text("The microphone is no longer available.", timeout=PATIENCE_MS)
+    expect(alert).to_have_text("The microphone is no longer available.", timeout=PATIENCE_MS)
     wait_until_ready(page)
+    page.evaluate("() => { AudioWorklet.prototype.addModule = async () => { throw new Error('no network'); }; }")
+    for outcome, message in (
+        ("throw new DOMException('', 'NotAllowedError')", "Access to the microphone was denied"),
+        ("throw new DOMException('', 'NotFoundError')", "No microphone was found"),
+        ("return new MediaStream()", "The microphone failed to start: no network"),
+    ):
+        page.evaluate(f"() => {{ navigator.mediaDevices.getUserMedia = async () => {{ {outcome}; }}; }}")
+        page.click("#microphone")
+        expect(alert).to_contain_text(message)
 
 
 def test_what_was_recognised_outlives_the_recogniser_and_the_page(page, talk, wanted):
@@ -224,8 +210,7 @@ def test_what_was_recognised_outlives_the_recogniser_and_the_page(page, talk, wa
     page.set_input_files("#file", talk)
     expect(words).to_have_text(wanted * 2, timeout=PATIENCE_MS)
     wait_until_ready(page)
-    page.reload()
-    page.wait_for_selector("body.ready")
+    reload(page)
     expect(words).to_have_text(wanted * 2)
     words.first.click()
     expect(page.get_by_role("alert")).to_contain_text(
@@ -237,23 +222,8 @@ def test_what_was_recognised_outlives_the_recogniser_and_the_page(page, talk, wa
     assert starts == sorted(starts)
     wait_until_ready(page)
     page.click("#clear")
-    page.reload()
-    page.wait_for_selector("body.ready")
+    reload(page)
     expect(words).to_have_count(0)
-
-
-def test_lost_messages_end_the_worker_and_hotwords_are_those_of_the_vocabulary(page, talk):
-    page.fill("#hotwords", "ẞ")
-    page.set_input_files("#file", talk)
-    expect(page.get_by_role("alert")).to_contain_text("the vocabulary has no")
-    wait_until_ready(page)
-    failure = page.evaluate("""async () => {
-      const { Recognizer } = await import('./u2moe/worker.js');
-      const worker = new Worker('worker.js', { type: 'module' }), loading = Recognizer.fromBundle('model/', { worker });
-      worker.dispatchEvent(new MessageEvent('messageerror'));
-      return loading.catch(({ message }) => message);
-    }""")
-    assert failure == "the worker failed: it did not start, or a message was lost"
 
 
 def damaged_digest(site):
@@ -319,29 +289,19 @@ LAID_OUT = (
 )
 
 
-def test_a_long_transcript_has_words_where_one_looks(page):
-    page.evaluate(FILL)
-    page.wait_for_function("document.querySelectorAll('.word').length < 1200")
-    page.wait_for_function("document.querySelectorAll('.far').length > 300")
-    page.wait_for_function(f"{LAID_OUT} < 100")
-    assert page.locator("#segments li").count() == 400
-    assert "W200.0 W200.1" in page.locator("#segments").text_content()
-    expect(page.locator("#segments li").last).to_be_in_viewport()
-    page.locator('.word[tabindex="0"]').focus()
-    expect(page.locator(".word:focus")).to_have_text("W0.0")
-    for key, word in (("ArrowRight", "W0.1"), ("End", "W399.11"), ("ArrowLeft", "W399.10"), ("Home", "W0.0")):
-        page.keyboard.press(key)
-        expect(page.locator(".word:focus")).to_have_text(word)
-    page.wait_for_function("document.querySelectorAll('.word').length < 1200")
-    page.evaluate("transcript.showPartial({ text: 'more', committed: '' })")
-    expect(page.locator(".word:focus")).to_be_in_viewport()  # the page does not scroll away from earlier text
-    page.evaluate("transcript.mark(9 * 200 + 0.6)")
-    expect(page.locator(".word.playing")).to_have_text("W200.1")
-    page.evaluate("getSelection().selectAllChildren(document.getElementById('segments'))")
-    page.wait_for_function("getSelection().toString().includes('W100.0 W100.1')")  # the copied text is complete
-
-
-def test_the_sound_of_a_microphone_does_not_grow_without_end(page):
+def test_the_transcript_has_words_where_one_looks_and_the_sound_of_a_microphone_does_not_grow_without_end(page, talk):
+    """Also: hotwords are those of the vocabulary, and a lost message ends the worker."""
+    page.fill("#hotwords", "ẞ")
+    page.set_input_files("#file", talk)
+    expect(page.get_by_role("alert")).to_contain_text("the vocabulary has no")
+    wait_until_ready(page)
+    failure = page.evaluate("""async () => {
+      const { Recognizer } = await import('./u2moe/worker.js');
+      const worker = new Worker('worker.js', { type: 'module' }), loading = Recognizer.fromBundle('model/', { worker });
+      worker.dispatchEvent(new MessageEvent('messageerror'));
+      return loading.catch(({ message }) => message);
+    }""")
+    assert failure == "the worker failed: it did not start, or a message was lost"
     found = page.evaluate("""async () => {
       const { KEPT_S, RATE, Sound } = await import('./sound.js');
       const sound = new Sound(), size = () => sound.blocks.reduce((sum, block) => sum + block.length, 0) / RATE;
@@ -363,16 +323,22 @@ def test_the_sound_of_a_microphone_does_not_grow_without_end(page):
     }""")
     assert 0 <= found.pop("kept") <= 10
     assert found == {"file": 100, "all": 1300, "heard": [False, False, True, True], "played": [603, 1151]}
-
-
-def test_a_phone_shows_it_without_scrolling_sideways(new_page, site, talk):
-    with host(site) as url:
-        page = new_page(url, viewport={"width": 320, "height": 640}, color_scheme="dark")
-        page.wait_for_selector("body.ready")
-        lead, promise = (page.locator(name).bounding_box() for name in ("#lead", "#promise"))
-        assert lead["x"] + lead["width"] / 2 == pytest.approx(promise["x"] + promise["width"] / 2, abs=1)
-        recognised(page, talk)
-        assert page.evaluate("document.documentElement.scrollWidth") <= 320
-        buttons = re.findall(r"- button(.*)", page.locator("body").aria_snapshot())
-        assert len(buttons) > 3
-        assert all(re.match(r' "[^"]+"', name) for name in buttons), buttons
+    page.evaluate(FILL)
+    page.wait_for_function("document.querySelectorAll('.word').length < 1200")
+    page.wait_for_function("document.querySelectorAll('.far').length > 300")
+    page.wait_for_function(f"{LAID_OUT} < 100")
+    assert page.locator("#segments li").count() == 400
+    assert "W200.0 W200.1" in page.locator("#segments").text_content()
+    expect(page.locator("#segments li").last).to_be_in_viewport()
+    page.locator('.word[tabindex="0"]').focus()
+    expect(page.locator(".word:focus")).to_have_text("W0.0")
+    for key, word in (("ArrowRight", "W0.1"), ("End", "W399.11"), ("ArrowLeft", "W399.10"), ("Home", "W0.0")):
+        page.keyboard.press(key)
+        expect(page.locator(".word:focus")).to_have_text(word)
+    page.wait_for_function("document.querySelectorAll('.word').length < 1200")
+    page.evaluate("transcript.showPartial({ text: 'more', committed: '' })")
+    expect(page.locator(".word:focus")).to_be_in_viewport()  # the page does not scroll away from earlier text
+    page.evaluate("transcript.mark(9 * 200 + 0.6)")
+    expect(page.locator(".word.playing")).to_have_text("W200.1")
+    page.evaluate("getSelection().selectAllChildren(document.getElementById('segments'))")
+    page.wait_for_function("getSelection().toString().includes('W100.0 W100.1')")  # the copied text is complete

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import compiled
 import pytest
-from compiled import CHECKS, NEEDED, ONNXRUNTIME_FOLDER, cmake
+from compiled import CHECKS, NEEDED, ONNXRUNTIME, ONNXRUNTIME_FOLDER, ROOT, cmake
+
+import u2moe
 
 pytestmark = NEEDED
 LIBRARIES = f"lib/{platform.machine()}-linux-gnu"
@@ -37,28 +39,42 @@ def assert_runs(program, prefix):
     assert (done.returncode, done.stdout) == (0, NOT_OPENED), done.stderr
     listed = subprocess.run(["ldd", program], env=environment, capture_output=True, text=True, check=True).stdout
     found = re.findall(r"lib(?:u2moe|onnxruntime)\S* => (\S+)", listed)
-    assert found
     assert {Path(each).parent.resolve() for each in found} == {prefix / LIBRARIES}
 
 
+def refusal(*arguments):
+    """Return the error message of cmake."""
+    done = subprocess.run(["cmake", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    return " ".join(done.stderr.split())
+
+
 @pytest.mark.parametrize("language", ["consumer", "consumer_c"])
-def test_projects_find_the_package_and_its_onnxruntime(prefix, tmp_path, language):
+def test_projects_find_the_package_of_their_version_and_its_onnxruntime(prefix, tmp_path, language):
     """Projects do not use another onnxruntime where CMake looks, such as the system's."""
     (tmp_path / "system" / "lib").mkdir(parents=True)
     (tmp_path / "system" / "lib" / "libonnxruntime.so").write_bytes(b"of another version")
-    folders = f"-DCMAKE_PREFIX_PATH={prefix};{tmp_path / 'system'}"
-    version = re.search(r'U2MOE_VERSION "(.*)"', (prefix / "include" / "u2moe.h").read_text(encoding="utf-8"))[1]
-    cmake("-B", tmp_path / "build", folders, f"-DVERSION={version}", CHECKS / language)
+    project = ["-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={prefix};{tmp_path / 'system'}", CHECKS / language]
+    cmake(*project, f"-DVERSION={u2moe.__version__}")
     cmake("--build", tmp_path / "build")
     assert_runs(tmp_path / "build" / "consumer", prefix)
+    if language == "consumer":
+        assert f"version: {u2moe.__version__}" in refusal(*project, "-DVERSION=0.0.9")
+
+
+@pytest.mark.endurance
+def test_other_projects_fetch_the_repository(tmp_path):
+    """A static library with kernels, without a unity build, which would hide a missing include."""
+    cmake("-B", tmp_path, f"-DFOLDER={ROOT}", ONNXRUNTIME, CHECKS / "consumer")
+    cmake("--build", tmp_path)
+    assert subprocess.run([tmp_path / "consumer"], capture_output=True, check=True).stdout == NOT_OPENED
 
 
 @pytest.mark.skipif(shutil.which("pkg-config") is None, reason="needs pkg-config")
 @pytest.mark.parametrize("static", [[], ["--static"]], ids=["", "static"])
 def test_pkg_config_gives_all_that_a_compiler_for_c_needs(prefix, tmp_path, static):
-    folder = prefix / LIBRARIES / "pkgconfig"
+    environment = {**os.environ, "PKG_CONFIG_PATH": str(prefix / LIBRARIES / "pkgconfig")}
     ask = ["pkg-config", "--cflags", "--libs", *static, "u2moe"]
-    environment = {**os.environ, "PKG_CONFIG_PATH": str(folder)}
     flags = subprocess.run(ask, env=environment, capture_output=True, text=True, check=True).stdout.split()
     main = CHECKS / "consumer_c" / "main.c"
     subprocess.run(["cc", "-std=c99", "-Werror", main, "-o", tmp_path / "consumer", *flags], check=True)
@@ -80,7 +96,5 @@ def test_a_static_library_without_its_onnxruntime_is_refused_by_its_name(prefix,
     shutil.copytree(prefix, tmp_path / "package", symlinks=True)
     (onnxruntime,) = (tmp_path / "package").rglob("libonnxruntime.so.*")
     onnxruntime.unlink()
-    command = ["cmake", "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={tmp_path / 'package'}", CHECKS / "consumer_c"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode != 0
-    assert f"u2moe needs onnxruntime, which is not at '{onnxruntime}'" in " ".join(done.stderr.split())
+    told = refusal("-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={tmp_path / 'package'}", CHECKS / "consumer_c")
+    assert f"u2moe needs onnxruntime, which is not at '{onnxruntime}'" in told

@@ -1,8 +1,8 @@
 """Separate feeding and decoding in C and C++: batches, transcribers, cancelling, races, leaks, ABI stability."""
 
 import json
-import os
 import re
+import runpy
 import shutil
 import subprocess
 
@@ -21,6 +21,7 @@ from u2moe.runtime.bundle_location import DEMO_FOLDER
 pytestmark = NEEDED
 VALGRIND = ["valgrind", "-q", "--error-exitcode=9", "--leak-check=full", "--errors-for-leak-kinds=definite,possible"]
 CANCELLED = "U2MOE_CANCELLED: this stream was cancelled: reset it, or create another"
+STRICT = ["-Wall", "-Wextra", "-Werror"]
 
 
 class Programs:
@@ -28,14 +29,14 @@ class Programs:
         folder = factory.mktemp("programs")
         settings = [f"-DU2MOE_KERNELS={built_kernels()}", SIGNATURES]
         self.prefix = prefix = shared_library(factory, *settings, flags=f"-O1 {flags}".strip()) / "prefix"
-        libraries = f"{flags} -g1 -I{prefix}/include -L{prefix}/lib -lu2moe -lpthread -Wl,-rpath,{prefix}/lib".split()
-        strict = ["-Wall", "-Wextra", "-Werror", "-pedantic"]
-        for command in (
-            ["c++", "-std=c++17", *strict, "-Wconversion", CHECKS / "threads.cpp", "-o", folder / "threads"],
-            ["cc", "-std=c11", *strict, EXAMPLES / "captions.c", "-o", folder / "captions"],
-        ):
-            subprocess.run([*command, *libraries], check=True)
+        self.linked = [f"-L{prefix}/lib", "-lu2moe", "-lpthread", f"-Wl,-rpath,{prefix}/lib"]
         self.threads, self.captions = folder / "threads", folder / "captions"
+        for command in (
+            ["c++", "-std=c++17", "-Wconversion", CHECKS / "threads.cpp", "-o", self.threads],
+            ["cc", "-std=c11", EXAMPLES / "captions.c", "-o", self.captions],
+        ):
+            own = [*STRICT, "-pedantic", *flags.split(), "-g1", f"-I{prefix}/include"]
+            subprocess.run([*command, *own, *self.linked], check=True)
         # the sanitizer needs addresses that the kernel may use otherwise
         self.wrapper = ["setarch", "-R"] if flags else []
 
@@ -57,12 +58,18 @@ def programs(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def plain(programs):
+    if programs.wrapper:
+        pytest.skip("needs no sanitizer")
+    return programs
+
+
+@pytest.fixture(scope="module")
 def clips(tmp_path_factory):
     """Return the demo's clips as raw samples."""
     file = tmp_path_factory.mktemp("clips") / "clips.raw"
-    np.concatenate([soundfile.read(clip, dtype="int16")[0] for clip in find_audio([DEMO_FOLDER / "clips"])]).tofile(
-        file
-    )
+    read = [soundfile.read(clip, dtype="int16")[0] for clip in find_audio([DEMO_FOLDER / "clips"])]
+    np.concatenate(read).tofile(file)
     return file
 
 
@@ -117,9 +124,8 @@ def captions(programs, clips, *arguments, wrapper=()):
 
 @pytest.mark.endurance
 @pytest.mark.skipif(shutil.which("valgrind") is None, reason="needs valgrind: apt-get install valgrind")
-def test_valgrind_finds_nothing_in_it(programs, clips):
-    if not programs.wrapper:
-        captions(programs, clips, 2, wrapper=VALGRIND)
+def test_valgrind_finds_nothing_in_it(plain, clips):
+    captions(plain, clips, 2, wrapper=VALGRIND)
 
 
 # ---- ABI stability ----
@@ -128,62 +134,42 @@ FIRST = CHECKS / "first"
 """Folder with the header of the first version and a program for it."""
 
 
-def compiled_c(folder, include, programs, source):
-    prefix = programs.prefix
-    flags = [f"-I{include}", f"-L{prefix}/lib", "-lu2moe", f"-Wl,-rpath,{prefix}/lib"]
-    subprocess.run(
-        ["cc", "-std=c99", "-Wall", "-Wextra", "-Werror", source, "-o", folder / "program", *flags], check=True
-    )
-    return folder / "program"
+def output(folder, include, programs, source, *arguments):
+    """Compile a C program with a header, and return its lines with this library."""
+    flags = ["-std=c99", *STRICT, f"-I{include}", "-o", folder / "program"]
+    subprocess.run(["cc", source, *flags, *programs.linked], check=True)
+    return programs.run(folder / "program", *arguments).stdout.splitlines()
 
 
-def test_a_program_for_the_first_header_runs_with_this_library(programs, clips, tmp_path):
-    if programs.wrapper:
-        pytest.skip("the program has no sanitizer")
-    program = compiled_c(tmp_path, FIRST, programs, FIRST / "program.c")
-    lines = programs.run(program, DEMO_FOLDER, clips).stdout.splitlines()
+def test_a_program_for_the_first_header_runs_with_this_library(plain, clips, tmp_path):
+    lines = output(tmp_path, FIRST, plain, FIRST / "program.c", DEMO_FOLDER, clips)
     assert lines[0].startswith("U2MOE_OK ")
     assert lines[1] == "1 1 1"  # the library wrote nothing beyond the structs that the program knows
 
 
-def test_a_program_for_a_later_header_is_told_so(programs, tmp_path):
-    if programs.wrapper:
-        pytest.skip("the program has no sanitizer")
-    header = (programs.prefix / "include" / "u2moe.h").read_text(encoding="utf-8")
+def test_a_program_for_a_later_header_is_told_so(plain, tmp_path):
+    header = (plain.prefix / "include" / "u2moe.h").read_text(encoding="utf-8")
     for name in ("u2moe_stream_options", "u2moe_result_view"):
         header = header.replace(f"}} {name};", f"double of_a_later_version; }} {name};")
     (tmp_path / "u2moe.h").write_text(header, encoding="utf-8")
-    program = compiled_c(tmp_path, tmp_path, programs, CHECKS / "first" / "later.c")
-    lines = programs.run(program).stdout.splitlines()
+    (line,) = output(tmp_path, tmp_path, plain, FIRST / "later.c")
     version = re.search(r'U2MOE_VERSION "(.*)"', header)[1]
-    assert len(lines) == 1
     assert re.fullmatch(
         r"U2MOE_INVALID_ARGUMENT: u2moe_stream_options: size is \d+, expected \d+: call its init function, and compile "
         rf"with the u2moe\.h of this library \({version}\)",
-        lines[0],
+        line,
     )
 
 
-def test_structs_and_symbols_only_grow(programs, tmp_path):
+def test_structs_and_symbols_only_grow(plain, tmp_path):
     """Released members and codes never move. A new version only adds lines to the list."""
-    if programs.wrapper:
-        pytest.skip("layouts are the same")
-    found = layouts(programs.prefix / "include", tmp_path)
+    layouts = runpy.run_path(str(CHECKS / "layouts.py"))["layouts"]
+    found, first = layouts(plain.prefix / "include", tmp_path), layouts(FIRST, tmp_path)
     listed = json.loads((CHECKS / "layouts.json").read_text(encoding="utf-8"))
     assert found == listed, f"python {CHECKS / 'layouts.py'} writes the list; it may only grow"
-    first = layouts(FIRST, tmp_path)
     assert set(first) <= set(found)
     for name, fields in first.items():
         assert fields.items() <= found[name].items() or name == "sizes", name
     assert all(first["sizes"][name] <= found["sizes"][name] for name in first["sizes"])
-    unsized = {
-        "u2moe_provider", "u2moe_file", "u2moe_hotword", "u2moe_word", "u2moe_alternative", "u2moe_endpoint_rule",
-    }  # fmt: skip
-    assert {name: found["sizes"][name] for name in unsized} == {name: first["sizes"][name] for name in unsized}
-
-
-def layouts(include, folder):
-    """Return member offsets by struct, sizes, error codes and functions of a header."""
-    script = ["python3", CHECKS / "layouts.py", include, folder]
-    done = subprocess.run(script, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": ""})
-    return json.loads(done.stdout)
+    unsized = [name for name in first["sizes"] if first[name].get("size") != 0]
+    assert [found["sizes"][name] for name in unsized] == [first["sizes"][name] for name in unsized]

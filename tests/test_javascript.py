@@ -24,15 +24,15 @@ pytestmark = needs_node
 GOLDEN = Path(__file__).parent / "golden"
 
 
-@pytest.mark.parametrize("kind", conformance.COMPUTED)
-def test_cases_have_the_results_of_python(kind):
+def test_cases_have_the_results_of_python():
     """Tests the core.wasm that ships."""
     found = run_module("""
         const { Core } = await part('core.js');
-        const core = await Core.load();
-        console.log(core.text(core.call('case_results', input.kind, JSON.stringify(input.content))));
-        """, {"kind": kind, "content": conformance.load(kind)})  # fmt: skip
-    conformance.assert_same(kind, found)
+        const core = await Core.load(), read = ([kind, content]) => core.text(core.call('case_results', kind, content));
+        console.log(`[${Object.entries(input).map(read)}]`);
+        """, {kind: json.dumps(conformance.load(kind)) for kind in conformance.COMPUTED})  # fmt: skip
+    for kind, results in zip(conformance.COMPUTED, found, strict=True):
+        conformance.assert_same(kind, results)
 
 
 def in_javascript(options):
@@ -99,6 +99,7 @@ def test_recordings_are_recognised_as_in_python(kind, tmp_path):
         },
     )
     recognizer = Recognizer.from_pretrained(bundle, kernels="onnxruntime")
+    recognizer.model.search_library = Recognizer.from_pretrained().model.search_library  # quicker, and bit-identical
     for case, segments in zip(cases, found, strict=True):
         expected = conformance.recognized_case(recognizer, case, samples, model, tmp_path)
         assert expected, case["name"]
@@ -134,41 +135,30 @@ def test_errors_and_resamplers_leave_nothing_behind():
     assert after - before < 2**22  # about 250 bytes per error
 
 
+OTHERS = ("branchformer", "e_branchformer_moe", "efficient_conformer_stream")
+
+
 @needs_onnxruntime_web
 @pytest.mark.parametrize(
-    "other_bundle",
+    ("other_bundle", "runtime"),
     [
-        "mfcc",
-        "squeezeformer",
-        *(
-            pytest.param(name, marks=pytest.mark.endurance)
-            for name in ("branchformer", "e_branchformer_moe", "efficient_conformer_stream")
-        ),
+        ("mfcc", "web"),
+        ("squeezeformer", "node"),
+        *(pytest.param(name, "web", marks=pytest.mark.endurance) for name in OTHERS),
     ],
-    indirect=True,
+    indirect=["other_bundle"],
 )
-def test_other_networks(other_bundle, sound, tmp_path):
-    assert_recognised_by_program(other_bundle, other_bundle.path, sound, tmp_path)
-
-
-@needs_onnxruntime_web
-def test_graphs_in_ort_format(bundle, ort_bundle, sound, tmp_path):
-    assert_recognised_by_program(bundle, ort_bundle, sound, tmp_path)
-
-
-def assert_recognised_by_program(bundle, folder, sound, tmp_path):
-    """Check that examples/browser/transcribe.mjs recognises the same as Python."""
+def test_other_networks_are_recognised_by_the_program_as_by_python(other_bundle, runtime, sound, tmp_path):
     soundfile.write(tmp_path / "sound.wav", sound, 16_000, subtype="PCM_16")
     samples, _ = soundfile.read(tmp_path / "sound.wav", dtype="int16")
     endpoint = EndpointConfig(rule1=None, rule2=None, rule3=EndpointRule(min_utterance_length=1.0))
-    expected = recognized(bundle, bundle.load(), samples, chunk_size=None, endpoint=endpoint)
+    expected = recognized(other_bundle, other_bundle.load(), samples, chunk_size=None, endpoint=endpoint)
     assert len(expected) > 1
     rules = {"rule1": None, "rule2": None, "rule3": {"minUtteranceLength": 1.0}}
     options = json.dumps({"numLeftChunks": 4, "endpoint": rules})
-    command = [NODE, "transcribe.mjs", "--json", "--runtime", "web", "--options", options]
-    done = subprocess.run(
-        [*command, folder, tmp_path / "sound.wav"], cwd=BROWSER, capture_output=True, text=True, check=False
-    )
+    program = [NODE, "transcribe.mjs", "--json", "--runtime", runtime, "--options", options]
+    command = [*program, other_bundle.path, tmp_path / "sound.wav"]
+    done = subprocess.run(command, cwd=BROWSER, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert_same_segments(json.loads(done.stdout)["segments"], expected)
 
@@ -176,15 +166,8 @@ def assert_recognised_by_program(bundle, folder, sound, tmp_path):
 DAMAGES = [
     (flipped("ctc.ort"), "IntegrityError: ctc.ort does not match the manifest of the model. Load the model again"),
     (lambda folder: (folder / "bundle.json").unlink(), "BundleError: bundle.json: cannot be read: ENOENT"),
-    (edited("", version=1), "BundleError: bundle.json: version: found 1, expected 4"),
-    (without("", "model"), "BundleError: bundle.json: field 'model' is missing"),
     (without("model", "blank"), "BundleError: bundle.json: model: field 'blank' is missing"),
-    (edited("model", right_context="6"),
-     "BundleError: bundle.json: model: right_context: found '6', expected a number"),
-    (edited("features", frame_shift_ms=0), "BundleError: bundle.json: features: frame_shift_ms: found 0, expected"),
-    (edited("", calibration={"scale": 0}), "BundleError: bundle.json: calibration: scale: found 0, expected a number"),
     (edited("model", static={}), "BundleError: bundle.json: model: static: JavaScript does not support graphs"),
-    (edited("decoding", ctc_weight="a"), "BundleError: bundle.json: decoding: ctc_weight: found 'a', expected"),
     (edited("files", **{"ctc.ort": {}}), "BundleError: bundle.json: files: ctc.ort: field 'sha256' is missing"),
     (edited("files", **{"../ctc.ort": {"sha256": "", "size": 1}}),
      "BundleError: bundle.json: files: found '../ctc.ort', expected a plain file"),
@@ -197,44 +180,32 @@ DAMAGES = [
 
 
 @needs_onnxruntime_web
-def test_damage_is_refused_by_name(ort_bundle, tmp_path):
+def test_damaged_files_and_outputs_of_unexpected_shapes_are_refused_by_name(bundle, ort_bundle, tmp_path):
+    """The core would otherwise read memory beyond the outputs."""
     folders = [shutil.copytree(ort_bundle, tmp_path / str(number)) for number in range(len(DAMAGES))]
     for folder, (damage, _) in zip(folders, DAMAGES, strict=True):
         damage(folder)
+    starts = [re.escape(message) for _, message in DAMAGES]
+    for graph, output, axis in SHORTER:
+        change = shorter(output, axis)
+        folders.append(damaged(bundle.path, tmp_path / str(len(folders)), f"{graph}.onnx", change))
+        starts.append(rf"InferenceError: {graph}.onnx: output {output} is \[.*\], expected \[")
     found = run_module("""
         const { readFile } = await import('node:fs/promises');
-        const ort = await import('onnxruntime-web/wasm');
-        const { Recognizer } = await part('index.js');
-        const refusal = (folder) => Recognizer.fromBundle({ read: (name) => readFile(`${folder}/${name}`) }, { ort })
-          .catch(({ name, message }) => `${name}: ${message}`);
-        console.log(JSON.stringify(await Promise.all(input.map(refusal))));
-        """, list(map(str, folders)))  # fmt: skip
-    for refusal, (_, expected) in zip(found, DAMAGES, strict=True):
-        assert refusal.startswith(expected)
-
-
-@needs_onnxruntime_web
-def test_outputs_of_unexpected_shapes_are_refused_by_name(bundle, tmp_path):
-    """The core would otherwise read memory beyond them."""
-    folders = [
-        damaged(bundle.path, tmp_path / f"{number}", f"{graph}.onnx", shorter(output, axis)).as_posix()
-        for number, (graph, output, axis) in enumerate(SHORTER)
-    ]
-    found = run_module("""
-        const { readFile } = await import('node:fs/promises');
-        const ort = await import('onnxruntime-web/wasm');
+        const { default: ort } = await import('onnxruntime-node');
         const { Recognizer } = await part('index.js'), refusals = [];
-        ort.env.wasm.numThreads = 1;
+        const sessionOptions = { executionProviders: ['cpu'] };
         const noise = Float32Array.from({ length: 32000 }, (_, place) => Math.sin(place ** 1.5) / 2);
         for (const folder of input) {
-          const recognizer = await Recognizer.fromBundle({ read: (name) => readFile(`${folder}/${name}`) }, { ort });
-          const done = recognizer.transcribe(noise).then(() => 'none', ({ name, message }) => `${name}: ${message}`);
-          refusals.push(await done);
+          const read = (name) => readFile(`${folder}/${name}`);
+          const loading = Recognizer.fromBundle({ read }, { ort, sessionOptions });
+          const done = loading.then((recognizer) => recognizer.transcribe(noise));
+          refusals.push(await done.then(() => 'none', ({ name, message }) => `${name}: ${message}`));
         }
         console.log(JSON.stringify(refusals));
-        """, folders)  # fmt: skip
-    for refusal, (graph, output, _) in zip(found, SHORTER, strict=True):
-        assert re.match(rf"InferenceError: {graph}.onnx: output {output} is \[.*\], expected \[", refusal)
+        """, list(map(str, folders)))  # fmt: skip
+    for refusal, start in zip(found, starts, strict=True):
+        assert re.match(start, refusal)
 
 
 def test_manifests_of_other_versions_are_read(tmp_path):
@@ -337,10 +308,10 @@ def test_misuse_is_refused_by_name(ort_bundle):
     found = run_module(
         r"""
         const { readFile } = await import('node:fs/promises');
-        const { default: ort } = await import('onnxruntime-web/wasm');
-        ort.env.wasm.numThreads = 1;
+        const { default: ort } = await import('onnxruntime-node');
         const { Recognizer, Resampler, Vad } = await part('index.js');
-        const load = () => Recognizer.fromBundle({ read: (name) => readFile(`${input}/${name}`) }, { ort });
+        const sessionOptions = { executionProviders: ['cpu'] }, read = (name) => readFile(`${input}/${name}`);
+        const load = () => Recognizer.fromBundle({ read }, { ort, sessionOptions });
         const recognizer = await load(), other = await load(), resampler = await Resampler.create(8000, 16000);
         const stream = (options) => recognizer.createStream(options), bytes = (text) => new TextEncoder().encode(text);
         const model = (...args) => recognizer.languageModel(...args), ctc = await readFile(`${input}/ctc.ort`);

@@ -7,8 +7,6 @@ from browsing import BROWSER, WEB, needs_onnxruntime_web
 from javascript import needs_node, run_module
 from manifests import flipped
 
-from u2moe.runtime import Bundle
-
 pytestmark = [needs_node, needs_onnxruntime_web]
 
 PREPARED = """
@@ -47,26 +45,22 @@ const counted = (on = {}) => {
 """
 
 
-def run(code, **data):
-    return run_module(PREPARED + code, data)
-
-
 @pytest.fixture(scope="module")
 def bundle(exported):
     """A bundle without experts, which is faster."""
-    return Bundle.open(exported("dense_tiny"))
+    return exported("dense_tiny")
 
 
 @pytest.fixture(scope="module")
-def samples(sound):
-    """2.5 seconds as 16-bit integers."""
-    return (sound[:40_000] * 32767).astype(int).tolist()
+def run(bundle, sound):
+    """Return a function that runs code after `PREPARED` with the bundle and 2.5 seconds as 16-bit integers."""
+    given = {"bundle": str(bundle), "samples": (sound[:40_000] * 32767).astype(int).tolist()}
+    return lambda code, **more: run_module(PREPARED + code, given | more)
 
 
-def test_loading_from_a_url_is_cancelled(bundle):
+def test_loading_from_a_url_is_cancelled(run):
     """The request is cancelled, sessions are released, and no more progress is reported."""
-    found = run(
-        """
+    found = run("""
         const { createServer } = await import('node:http');
         const controller = new AbortController(), reason = new Error('the page was left'), closed = [];
         const server = createServer(async ({ url }, response) => {
@@ -88,17 +82,14 @@ def test_loading_from_a_url_is_cancelled(bundle):
         console.log(JSON.stringify({
           isReason: error === reason, closed, isQuiet: numReports === before, ...counting.counts,
         }));
-        """,
-        bundle=str(bundle.path),
-    )
+    """)
     expected = {"isReason": True, "closed": ["/encoder.onnx"], "isQuiet": True}
     assert found == expected | {"created": 2, "open": 0, "runs": 0}
 
 
-def test_a_bundle_is_loaded_from_a_cache_that_fails_once_and_one_that_fails_is_named(bundle):
+def test_a_bundle_is_loaded_from_a_cache_that_fails_once_and_one_that_fails_is_named(run):
     """Without a network: a cache that fails once is tried again, and its lasting failure is named."""
-    found = run(
-        """
+    found = run("""
         const { openBundle } = await part('bundle.js');
         const kept = new Map();
         let isOnline = true, numFailures = 0;
@@ -124,17 +115,15 @@ def test_a_bundle_is_loaded_from_a_cache_that_fails_once_and_one_that_fails_is_n
         const again = await load();
         numFailures = 2;
         console.log(JSON.stringify([numFiles, again, (await caught(load())).message]));
-        """,
-        bundle=str(bundle.path),
-    )
+    """)
     problem = "http://here/bundle.json: cannot be read: no network; the browser's cache also failed: it is lost"
     assert found == [found[0], found[0], problem]
 
 
-def test_loading_from_a_reader_is_cancelled(bundle):
-    """Loading ends immediately, even if `read` ignores the signal; its late result is not reported."""
-    found = run(
-        """
+def test_loading_from_a_reader_is_cancelled_and_leaves_no_session(run):
+    """Loading ends immediately, even if `read` ignores the signal; its late result is not reported. Sessions are
+    released if it is cancelled while one of the three graphs is being loaded; after the last one, the recogniser is."""
+    found, left = run("""
         const names = [], controller = new AbortController();
         const endless = { read(name, { signal }) {
           names.push([name, signal === controller.signal]);
@@ -158,37 +147,24 @@ def test_loading_from_a_reader_is_cancelled(bundle):
         const recognizer = await Recognizer.fromBundle(listening, { ort, signal: new AbortController().signal });
         await recognizer.release();
         await recognizer.release();
-        console.log(JSON.stringify([names, aborted, ...errors, numReports === before, `${refused}`]));
-        """,
-        bundle=str(bundle.path),
-    )
-    refused = "TypeError: signal must be an AbortSignal, got [object Object]"
-    assert found == [[["bundle.json", True]], "before", "AbortError", "AbortError", True, refused]
-
-
-def test_no_session_is_left_when_loading_is_cancelled(bundle):
-    """Cancels while one of the three graphs is being loaded; after the last one the whole recogniser is released."""
-    found = run(
-        """
-        const found = [];
+        const left = [];
         for (const last of [1, 2, 3]) {
           const controller = new AbortController();
           const counting = counted({ create: (num) => num === last && controller.abort('enough') });
           const error = await caught(Recognizer.fromBundle(source, { ort: counting, signal: controller.signal }));
           await turn();
-          found.push({ error, ...counting.counts });
+          left.push({ error, ...counting.counts });
         }
-        console.log(JSON.stringify(found));
-        """,
-        bundle=str(bundle.path),
-    )
-    assert found == [{"error": "enough", "created": last, "open": 0, "runs": 0} for last in (1, 2, 3)]
+        console.log(JSON.stringify([[names, aborted, ...errors, numReports === before, `${refused}`], left]));
+    """)
+    refused = "TypeError: signal must be an AbortSignal, got [object Object]"
+    assert found == [[["bundle.json", True]], "before", "AbortError", "AbortError", True, refused]
+    assert left == [{"error": "enough", "created": last, "open": 0, "runs": 0} for last in (1, 2, 3)]
 
 
-def test_a_transcription_is_cancelled(bundle, samples):
+def test_a_transcription_is_cancelled(run):
     """No further graph runs, the recogniser stays usable, and it can be released while a graph runs."""
-    found = run(
-        """
+    found = run("""
         let controller = new AbortController(), isSlow = false;
         const counting = counted({ run: async (num) => {
           if (num === 7) controller.abort('enough'); // within a chunk, whose second graph is skipped
@@ -218,48 +194,39 @@ def test_a_transcription_is_cancelled(bundle, samples):
           before, error, late, runs, isSame: whole.join() === expected.join() && expected.length > 0, open,
           left: counting.counts.open, after: `${after}`, stopped, listeners,
         }));
-        """,
-        bundle=str(bundle.path),
-        samples=samples,
-    )
+    """)
     assert found == {
         "before": "before", "error": "enough", "late": "enough", "runs": 7, "isSame": True, "open": 3, "left": 0,
         "after": "StreamError: this recogniser has been released", "stopped": "no noise", "listeners": 0,
     }  # fmt: skip
 
 
-RESETS = """
-const samples = Int16Array.from(input.samples);
-const endpoint = { rule1: null, rule2: null, rule3: { minUtteranceLength: 1 } };
-const options = { chunkSize: 8, numLeftChunks: 3, endpoint, hotwords: input.hotwords };
-const recorded = (stream) => {
-  const events = [];
-  for (const type of ['partial', 'final', 'error']) {
-    stream.addEventListener(type, ({ detail }) => events.push([type, detail.message ?? detail]));
-  }
-  return events;
-};
-const fed = async (stream) => {
-  for (let start = 0; start < samples.length; start += 4000) {
-    await stream.acceptWaveform(16000, samples.subarray(start, start + 4000));
-  }
-  await stream.inputFinished();
-};
-let onRun = () => {};
-const counting = counted({ run: (num) => onRun(num) }), { counts } = counting;
-const recognizer = await Recognizer.fromBundle(source, { ort: counting });
-const plain = recognizer.createStream(options), wanted = recorded(plain);
-await fed(plain);
-const expected = JSON.stringify(wanted), numExpected = counts.runs;
-"""
-
-
-def test_a_stream_is_reset_while_calls_are_in_flight(bundle, samples):
+def test_a_stream_is_reset_in_flight_after_its_end_after_a_failure_and_by_its_own_listeners(run):
     """Whichever graph is running, its output is dropped, and the stream behaves like a new one."""
-    found = run(
-        RESETS
-        + """
-        const resetAt = async (run) => {
+    flying, landed = run("""
+        const samples = Int16Array.from(input.samples);
+        const endpoint = { rule1: null, rule2: null, rule3: { minUtteranceLength: 1 } };
+        const options = { chunkSize: 8, numLeftChunks: 3, endpoint, hotwords: ['七'] };
+        const recorded = (stream) => {
+          const events = [];
+          for (const type of ['partial', 'final', 'error']) {
+            stream.addEventListener(type, ({ detail }) => events.push([type, detail.message ?? detail]));
+          }
+          return events;
+        };
+        const fed = async (stream) => {
+          for (let start = 0; start < samples.length; start += 4000) {
+            await stream.acceptWaveform(16000, samples.subarray(start, start + 4000));
+          }
+          await stream.inputFinished();
+        };
+        let onRun = () => {};
+        const counting = counted({ run: (num) => onRun(num) }), { counts } = counting;
+        const recognizer = await Recognizer.fromBundle(source, { ort: counting });
+        const plain = recognizer.createStream(options), wanted = recorded(plain);
+        await fed(plain);
+        const expected = JSON.stringify(wanted), numExpected = counts.runs;
+        const inFlight = async (run) => {
           counts.runs = 0;
           const reached = new Promise((resolve) => { onRun = (num) => { if (num === run) resolve(); }; });
           const stream = recognizer.createStream(options), events = recorded(stream);
@@ -276,23 +243,7 @@ def test_a_stream_is_reset_while_calls_are_in_flight(bundle, samples):
             settled: settled.map(({ status }) => status), result: [text, segment, times],
           };
         };
-        const found = [];
-        for (const run of [1, 2, 3, 12]) found.push(await resetAt(run));
-        console.log(JSON.stringify(found));
-        """,
-        bundle=str(bundle.path),
-        samples=samples,
-        hotwords=bundle.tokens[7:9],
-    )
-    expected = {"isSame": True, "isLong": True, "isIdle": True, "settled": ["fulfilled"] * 3, "result": ["", 0, []]}
-    assert found == [expected] * 4
-
-
-def test_a_stream_is_reset_after_its_end_after_a_failure_and_by_its_own_listeners(bundle, samples):
-    found = run(
-        RESETS
-        + """
-        const resetAt = async (moment) => {
+        const landed = async (moment) => {
           let isBroken = ['failed', 'error'].includes(moment);
           counts.runs = 0;
           onRun = (num) => { if (isBroken && num > 10) throw new Error('out of memory'); };
@@ -314,22 +265,21 @@ def test_a_stream_is_reset_after_its_end_after_a_failure_and_by_its_own_listener
           const isSame = JSON.stringify(events.slice(before)) === expected;
           return [moment, silent, isSame, outcome?.name ?? null];
         };
-        const found = [];
-        for (const moment of ['finished', 'partial', 'final', 'failed', 'error']) found.push(await resetAt(moment));
+        const found = [[], []];
+        for (const run of [1, 2, 3, 12]) found[0].push(await inFlight(run));
+        for (const moment of ['finished', 'partial', 'final', 'failed', 'error']) found[1].push(await landed(moment));
         console.log(JSON.stringify(found));
-        """,
-        bundle=str(bundle.path),
-        samples=samples,
-        hotwords=None,
-    )
-    assert found == [
+    """)
+    expected = {"isSame": True, "isLong": True, "isIdle": True, "settled": ["fulfilled"] * 3, "result": ["", 0, []]}
+    assert flying == [expected] * 4
+    assert landed == [
         *([moment, True, True, None] for moment in ("finished", "partial", "final")),
         *([moment, True, True, "InferenceError"] for moment in ("failed", "error")),
     ]
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime-node", "onnxruntime-web/wasm"])
-def test_errors_of_onnxruntime_name_the_graph(bundle, runtime):
+def test_errors_of_onnxruntime_name_the_graph(run, runtime):
     """They also name the inputs, and their cause is the error of onnxruntime."""
     found = run(
         """
@@ -368,7 +318,6 @@ def test_errors_of_onnxruntime_name_the_graph(bundle, runtime):
           await failed({ 'ctc.onnx': await source.read('features.onnx') }),
         ]));
         """,
-        bundle=str(bundle.path),
         runtime=runtime,
     )
     refused, *failures = found
@@ -390,10 +339,8 @@ def test_errors_of_onnxruntime_name_the_graph(bundle, runtime):
         assert reason in message
 
 
-def test_other_errors_keep_their_causes_and_name_the_file(bundle, tmp_path):
-    shutil.copy(bundle.path / "bundle.json", tmp_path)
-    found = run(
-        """
+def test_other_errors_keep_their_causes_and_name_the_file(run):
+    found = run("""
         const told = ({ name, message, cause }) => [name, message, cause?.code ?? cause?.name ?? null];
         const gives = (found) => ({ run: () => found });
         const failed = async (on) => {
@@ -401,8 +348,9 @@ def test_other_errors_keep_their_causes_and_name_the_file(bundle, tmp_path):
           return told(await caught(recognizer.transcribe(new Float32Array(32000))));
         };
         const brief = { read: async () => new TextEncoder().encode('{') };
-        const missing = { read: (name) => readFile(`${input.folder}/${name}`) };
-        const log_probs = { data: Float32Array.of(NaN), dims: input.dims };
+        const missing = { read: (name) => readFile(`${input.bundle}/${name.replace('tokens', 'none')}`) };
+        const { model } = JSON.parse(await readFile(`${input.bundle}/bundle.json`));
+        const log_probs = { data: Float32Array.of(NaN), dims: [1, 16, model.vocab_size] };
         console.log(JSON.stringify([
           told(await caught(Recognizer.fromBundle(brief, { ort }))),
           told(await caught(Recognizer.fromBundle(missing, { ort }))),
@@ -410,23 +358,16 @@ def test_other_errors_keep_their_causes_and_name_the_file(bundle, tmp_path):
           await failed(gives({ other: 1 })),
           await failed({ run: (num, { encoder_out }) => encoder_out && { log_probs } }),
         ]));
-        """,
-        bundle=str(bundle.path),
-        folder=str(tmp_path),
-        dims=[1, 16, bundle.manifest.model.vocab_size],
-    )
-    assert [(name, cause) for name, _, cause in found] == [
-        ("BundleError", None), ("BundleError", "ENOENT"), ("BundleError", "TypeError"), ("InferenceError", None),
-        ("InferenceError", None),
-    ]  # fmt: skip
-    starts = (
-        "bundle.json: is not valid JSON: ",
-        "tokens.txt: cannot be read: ENOENT",
-        "http://127.0.0.1:9/bundle.json: cannot be read: ",
-        "encoder.onnx: output output is [], expected [1, 16, ",
-        "ctc.onnx: returned NaN: its weights are damaged",
-    )
-    for (_, message, _), start in zip(found, starts, strict=True):
+    """)
+    expected = [
+        ("BundleError", "bundle.json: is not valid JSON: ", None),
+        ("BundleError", "tokens.txt: cannot be read: ENOENT", "ENOENT"),
+        ("BundleError", "http://127.0.0.1:9/bundle.json: cannot be read: ", "TypeError"),
+        ("InferenceError", "encoder.onnx: output output is [], expected [1, 16, ", None),
+        ("InferenceError", "ctc.onnx: returned NaN: its weights are damaged", None),
+    ]
+    for (name, message, cause), (kind, start, why) in zip(found, expected, strict=True):
+        assert (name, cause) == (kind, why)
         assert message.startswith(start)
 
 
@@ -456,7 +397,7 @@ WAITING = "AudioOverflowError: 0.40 s of audio is waiting to be recognised: "
 OVERFLOW = WAITING + "0.10 s more would exceed the limit of 0.45 s"
 
 
-def test_a_thread_of_node_recognises_as_the_program_does(bundle, samples, tmp_path):
+def test_a_thread_of_node_recognises_as_the_program_does(run, bundle, tmp_path):
     """The worker has the same results, cancellation and error classes, and it can be terminated."""
     scripts = {
         "serve.mjs": """
@@ -470,7 +411,7 @@ def test_a_thread_of_node_recognises_as_the_program_does(bundle, samples, tmp_pa
     for name, script in scripts.items():
         content = script.replace("BROWSER", f"'{BROWSER}/'").replace("WEB", f"'{(WEB / 'worker.js').as_uri()}'")
         (tmp_path / name).write_text(content, encoding="utf-8")
-    shutil.copytree(bundle.path, tmp_path / "damaged")
+    shutil.copytree(bundle, tmp_path / "damaged")
     flipped("ctc.onnx")(tmp_path / "damaged")
     found = run(
         BOUNDED
@@ -524,9 +465,7 @@ def test_a_thread_of_node_recognises_as_the_program_does(bundle, samples, tmp_pa
           queues.map(([finals, told]) => [finals === expected, told]),
         ]));
         """,
-        bundle=str(bundle.path),
         folder=str(tmp_path),
-        samples=samples,
     )
     is_same, events, reasons, errors, refused, no_url, queues = found
     assert (is_same, reasons) == (True, ["enough", "enough"])

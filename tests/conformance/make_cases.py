@@ -180,36 +180,31 @@ def writings():
 def recordings():
     """Return cases with the demo's clips, repeated `repeats` times. Tests compute the results."""
     weights = {"weight": 0.3, "word_bonus": 1.0, "unknown_score": -10.0, "rescoring_weight": 0.5}
-    others = [*COMMANDS, "[unk]"]
     speech = {"threshold": 0.5, "end_threshold": 0.4, "min_silence": 0.3, "padding": 0.1}
+    others = {"network": "sequences", **speech, "min_silence": 0.2}
+    streamed, full = ({"chunk_size": size, "endpoint": {}} for size in (16, None))
+    unpaused, other_words = {"chunk_size": None, "endpoint": {"pause": None}}, [*COMMANDS, "[unk]"]
     cases = {
-        "stream": (1, {"chunk_size": 16, "endpoint": {}}),
+        "stream": (1, streamed),
         "left chunks": (1, {"chunk_size": 8, "num_left_chunks": 2, "beam_size": 4, "endpoint": {}}),
         "one utterance": (1, {"chunk_size": 16, "endpoint": None}),
         "rules": (1, {"chunk_size": 16, "endpoint": {"rule1": None, "rule2": SILENT, "rule3": LONG}}),
         "turn": (1, {"chunk_size": 16, "endpoint": {"turn": 0.1}, "language_model": weights}),
-        "padding": (1, {"chunk_size": 16, "padding_s": 0.5, "endpoint": {}}),
-        "blank penalty": (1, {"chunk_size": 16, "blank_penalty": 8.0, "endpoint": {}}),
-        "one pass": (1, {"chunk_size": 16, "search": "ctc_prefix_beam", "endpoint": {}}),
-        "weights": (1, {"chunk_size": 16, "ctc_weight": 1.5, "reverse_weight": 0.0, "endpoint": {}}),
+        "weights": (1, {**streamed, "ctc_weight": 1.5, "reverse_weight": 0.0, "padding_s": 0.5, "blank_penalty": 8.0}),
+        "one pass, written": (1, {**streamed, "search": "ctc_prefix_beam", "text_format": {}}),
         "hotwords": (1, {"chunk_size": 16, "beam_size": 10, "endpoint": {}, "hotwords": "time :2\nthe date"}),
-        "grammar": (1, {"chunk_size": 16, "endpoint": {}, "grammar": COMMANDS}),
-        "grammar, full context": (4, {"chunk_size": None, "endpoint": {}, "grammar": COMMANDS}),
-        "grammar, first pass": (1, {"chunk_size": 8, "search": "ctc_prefix_beam", "endpoint": {}, "grammar": others}),
-        "grammar, other words": (1, {"chunk_size": 16, "blank_penalty": 2.0, "endpoint": {}, "grammar": others}),
-        "grammar, other words, full context": (4, {"chunk_size": None, "endpoint": {"pause": None}, "grammar": others}),
-        "language model": (1, {"chunk_size": 16, "endpoint": {}, "language_model": weights}),
-        "written": (1, {"chunk_size": 16, "endpoint": {}, "text_format": {}}),
-        "full context": (1, {"chunk_size": None, "endpoint": {}}),
-        "long, full context": (4, {"chunk_size": None, "endpoint": {}}),
-        "long, without pauses": (4, {"chunk_size": None, "endpoint": {"pause": None}}),
-        "attention": (1, {"chunk_size": 16, "search": "attention", "beam_size": 4, "endpoint": {}}),
-        "length penalty": (1, {"chunk_size": 16, "search": "attention", "length_penalty": 0.8, "endpoint": {}}),
-        "speech": (1, {"chunk_size": None, "endpoint": {}, "vad": {"network": "windows", **speech}}),
-        "speech, other network": (
-            1, {"chunk_size": None, "padding_s": 0.2, "endpoint": {},
-                "vad": {"network": "sequences", **speech, "min_silence": 0.2}},
-        ),
+        "grammar": (1, {**streamed, "grammar": COMMANDS}),
+        "grammar, full context": (1, {**full, "grammar": COMMANDS}),
+        "grammar, first pass": (1, {**streamed, "chunk_size": 8, "search": "ctc_prefix_beam", "grammar": other_words}),
+        "grammar, other words": (1, {**streamed, "blank_penalty": 2.0, "grammar": other_words}),
+        "grammar, other words, full context": (4, {**unpaused, "grammar": other_words}),
+        "language model": (1, {**streamed, "language_model": weights}),
+        "full context": (1, full),
+        "long, full context": (4, full),
+        "long, without pauses": (4, unpaused),
+        "attention": (1, {**streamed, "search": "attention", "beam_size": 4, "length_penalty": 0.8}),
+        "speech": (1, {**full, "vad": {"network": "windows", **speech}}),
+        "speech, other network": (1, {**full, "padding_s": 0.2, "vad": others}),
     }  # fmt: skip
     return {"cases": [{"name": name, "repeats": num, "options": options} for name, (num, options) in cases.items()]}
 

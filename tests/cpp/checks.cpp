@@ -425,6 +425,18 @@ void print_grammars(const char* letters) {
   }
 }
 
+// Print whether each file is JSON, or its error.
+void read_json(char** files) {
+  for (; *files; ++files) {
+    try {
+      core::Json::parse(read_text(*files), "it");
+      std::puts("it: read");
+    } catch (const core::Error& error) {
+      std::puts(error.what());
+    }
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -456,7 +468,7 @@ int main(int argc, char** argv) {
     if (what == "hotwords") print_hotwords(argv);
     if (what == "grammars") print_grammars(argv[2]);
     if (what == "signed") demand_signature(argv);
-    if (what == "json") core::Json::parse(read_text(argv[2]), "it");
+    if (what == "json") read_json(argv + 2);
     return 0;
   } catch (const std::exception& error) {
     std::cerr << error.what() << "\n";
