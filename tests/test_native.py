@@ -1,4 +1,4 @@
-"""Choice of kernels, of which another package may replace u2moe-kernels, and sessions with them."""
+"""Choice of kernels, where another package may replace u2moe-kernels, and sessions with them."""
 
 import importlib.util
 import os
