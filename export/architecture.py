@@ -157,11 +157,20 @@ class Architecture:
 
 
 def encoder_architecture(  # noqa: PLR0913 - the differences between kinds of encoder
-    conf: Section, top: Section, *, attentions: tuple[str, ...], activation: str = "swish",
-    positions: PositionKind = "rel_pos", attention_key: str = "selfattention_layer_type", num_blocks: int = 6,
-    has_macaron: bool = False, has_convolution: bool = False, has_order: bool = True, causal: bool = True,
+    conf: Section,
+    top: Section,
+    *,
+    attentions: tuple[str, ...],
+    activation: str = "swish",
+    positions: PositionKind = "rel_pos",
+    attention_key: str = "selfattention_layer_type",
+    num_blocks: int = 6,
+    has_macaron: bool = False,
+    has_convolution: bool = False,
+    has_order: bool = True,
+    causal: bool = True,
     feed_forward: FeedForward | None = None,
-) -> EncoderArchitecture:  # fmt: skip
+) -> EncoderArchitecture:
     """Return the settings common to all encoders, read from the section encoder_conf and the top level of a train.yaml.
 
     `attentions` are the supported kinds of attention layer, the default first; `attention_key` selects one. Blocks may

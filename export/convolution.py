@@ -79,9 +79,16 @@ class Surroundings:
     kept: list[ir.Value] = field(default_factory=list)  # to cache for the next call, one entry per block built so far
 
     def convolved(
-        self, g: GraphBuilder, form: DepthwiseConvolution, inputs: Values, weights: Values, row: int, *,
-        channels: int, causal: bool,
-    ) -> ir.Value:  # fmt: skip
+        self,
+        g: GraphBuilder,
+        form: DepthwiseConvolution,
+        inputs: Values,
+        weights: Values,
+        row: int,
+        *,
+        channels: int,
+        causal: bool,
+    ) -> ir.Value:
         """Convolve `inputs`, with block `row` of `histories`; return the output."""
         if not causal:
             beside, kind = [self.valid], "centred"

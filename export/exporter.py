@@ -160,10 +160,14 @@ def validate_bundle(
 def bundle_manifest(checkpoint: Checkpoint) -> Manifest:
     """Return the manifest for a bundle of this checkpoint, with `files` still empty."""
     return Manifest(
-        model=checkpoint.model_config(), features=checkpoint.features, text=checkpoint.text,
-        decoding=checkpoint.decoding, producer=f"u2moe {version('u2moe')}", files={},
+        model=checkpoint.model_config(),
+        features=checkpoint.features,
+        text=checkpoint.text,
+        decoding=checkpoint.decoding,
+        producer=f"u2moe {version('u2moe')}",
+        files={},
         architecture=dataclasses.asdict(checkpoint.architecture),
-    )  # fmt: skip
+    )
 
 
 def build_graphs(network: SpeechModel, manifest: Manifest) -> Iterator[ir.Model]:

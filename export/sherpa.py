@@ -72,9 +72,12 @@ class SherpaOptions(Checked):
 
 
 def supported_graphs(
-    source: Path, manifest: Manifest, tokens: list[str], options: SherpaOptions,
+    source: Path,
+    manifest: Manifest,
+    tokens: list[str],
+    options: SherpaOptions,
     progress: Callable[[str], None] = lambda _: None,
-) -> tuple[Graph, ...]:  # fmt: skip
+) -> tuple[Graph, ...]:
     """Return the graphs that sherpa-onnx's clients can run: `ONLINE`, `OFFLINE` or both.
 
     If a client cannot run its graph, `progress` gets the reason. If `options` or the features, vocabulary or network

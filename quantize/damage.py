@@ -142,9 +142,13 @@ class DamageMeter:
         return float(self._measured(sorted((layer, level) for layer, level in levels.items() if level), measure))
 
     def _nats(
-        self, reference: _Reference, levels: Levels, changed: str | None = None, begin: int = 0,
+        self,
+        reference: _Reference,
+        levels: Levels,
+        changed: str | None = None,
+        begin: int = 0,
         known: Sequence[Run] = (),
-    ) -> float:  # fmt: skip
+    ) -> float:
         """Return the divergence from float32, in nats, of the pass to which the graph `changed` belongs.
 
         If `changed` is None, return the sum over both passes. The changed graph runs from part `begin`, and layers run
@@ -174,8 +178,8 @@ class DamageMeter:
     def layers(self, progress: Callable[[float], None] = lambda _: None) -> list[LayerDamage]:
         """Measure the damage of every layer at each level, without running earlier layers again."""
         found: dict[str, LayerDamage] = {}
-        work = [(part.num_levels - 1) * (len(graph.parts) - number) for graph in self._graphs.values()
-                for number, part in enumerate(graph.parts)]  # fmt: skip
+        parts = [graph.parts for graph in self._graphs.values()]
+        work = [(part.num_levels - 1) * (len(own) - number) for own in parts for number, part in enumerate(own)]
         done = accumulate(work)
         for graph in self._graphs.values():
             graph.keep()  # each part is loaded when it runs; encoder layers need no decoder
@@ -223,10 +227,11 @@ class DamageMeter:
             return [(np.sum(nats, axis=0) / self._num_frames).tolist(), errors, outliers]
 
         alone, errors, outliers = self._measured(layer, measure)
+        group, sizes = graph.groups[layer], graph.bytes[layer]
+        outliers = {name: own for name, own in outliers.items() if own}
         return LayerDamage(
-            layer=layer, group=graph.groups[layer], bytes=graph.bytes[layer],
-            alone=[0.0, *alone], errors=[0.0, *errors], outliers={each: own for each, own in outliers.items() if own},
-        )  # fmt: skip
+            layer=layer, group=group, bytes=sizes, alone=[0.0, *alone], errors=[0.0, *errors], outliers=outliers
+        )
 
 
 def _squares(expected: Array, found: Array) -> list[float]:

@@ -167,9 +167,13 @@ class Weights:
         return self.graph.initializers[name]
 
     def converted(
-        self, weight: ir.Value, conversion: WeightConversion, *,
-        change: Callable[[Array], Array] | None = None, made: Callable[[], Parts] | None = None,
-    ) -> list[ir.Value]:  # fmt: skip
+        self,
+        weight: ir.Value,
+        conversion: WeightConversion,
+        *,
+        change: Callable[[Array], Array] | None = None,
+        made: Callable[[], Parts] | None = None,
+    ) -> list[ir.Value]:
         """Convert a weight [in, out] to another format; return its integers and the other parts.
 
         `change` turns the initializer into such a weight, if it is none. `made` returns parts that were calibrated.

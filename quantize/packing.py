@@ -86,10 +86,10 @@ def _packed(products: Sequence[Product]) -> Array:
     return np.concatenate([product.packed() for product in products])
 
 
-_PACKED = {"Int8MatMul": (INT8.name, "MatMul")} | {
-    WEIGHT_FORMATS[kind].function(layer): (kind, layer)
-    for kind in CONVERSIONS for layer in LAYERS if not WEIGHT_FORMATS[kind].not_native and layer != "Embedding"
-}  # fmt: skip
+_NATIVE = [kind for kind in CONVERSIONS if not WEIGHT_FORMATS[kind].not_native]
+_PAIRS = [(kind, layer) for kind in _NATIVE for layer in LAYERS if layer != "Embedding"]
+_PACKED = {"Int8MatMul": (INT8.name, "MatMul")}
+_PACKED |= {WEIGHT_FORMATS[kind].function(layer): (kind, layer) for kind, layer in _PAIRS}
 """Format of the weights and kind of layer, by function."""
 
 
@@ -145,8 +145,8 @@ def save_mapped(model: ir.Model, file: Path, progress: Callable[[str], None] = l
             data.write(bytes(-data.tell() % (ALIGNMENT if content.nbytes >= ALIGNMENT else _LINE)))
             offset = data.tell()
             data.write(np.ascontiguousarray(content).view(np.uint8).reshape(-1).data)
+            dtype, shape = value.const_value.dtype, ir.Shape(content.shape)
             value.const_value = ir.ExternalTensor(
-                location, offset, content.nbytes, value.const_value.dtype,
-                shape=ir.Shape(content.shape), name=name, base_dir=file.parent,
-            )  # fmt: skip
+                location, offset, content.nbytes, dtype, shape=shape, name=name, base_dir=file.parent
+            )
     ir.save(model, file)

@@ -3,11 +3,12 @@
 import time
 from collections.abc import Callable
 
+Progress = Callable[[str], None]  # receives a line of text
 BAR_WIDTH = 20
 LEAST_SHARE = 0.1  # smallest share of the work between two lines of progress
 
 
-def shares(progress: Callable[[str], None], title: str) -> Callable[[float], None]:
+def shares(progress: Progress, title: str) -> Callable[[float], None]:
     """Return a function that receives the finished share of the work and reports it with the remaining time."""
     begin, last = time.monotonic(), [0.0]
 

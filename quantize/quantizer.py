@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from u2moe.quantize.changes import check_runs, finite_numbers, worst_layers, worst_of
 from u2moe.quantize.damage import damage_picture
+from u2moe.quantize.progress import Progress
 from u2moe.quantize.recipes import Goal, Recipe
 from u2moe.quantize.recordings import KEPT, read_features
 from u2moe.quantize.report import build_report, compare_bytes, front_picture
@@ -26,12 +27,20 @@ from u2moe.runtime.graph.file import array_of
 from u2moe.runtime.model.native import CPU, choose_kernels
 from u2moe.runtime.text.word_errors import words
 
+Folder = str | os.PathLike[str]
+
 
 def quantize_bundle(
-    bundle: str | os.PathLike[str], out: str | os.PathLike[str], recipe: Recipe, *, audio: Sequence[Path] = (),
-    recordings: Sequence[Recording] = (), goal: Goal | None = None, overwrite: bool = False,
+    bundle: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    recipe: Recipe,
+    *,
+    audio: Sequence[Path] = (),
+    recordings: Sequence[Recording] = (),
+    goal: Goal | None = None,
+    overwrite: bool = False,
     progress: Callable[[str], None] = lambda _: None,
-) -> tuple[Bundle, dict[str, Any] | None]:  # fmt: skip
+) -> tuple[Bundle, dict[str, Any] | None]:
     """Quantize the bundle in folder `bundle` into a new one in folder `out`.
 
     Args:
@@ -83,7 +92,7 @@ def quantize_bundle(
             report: dict[str, Any] | None = None
             while heard:
                 with finite_numbers("on the recordings"):
-                    report = build_report(run.source, made.bundle, made.changes, heard, recordings, progress=progress)
+                    report = build_report(run.source, made.bundle, made.changes, heard, recordings, progress)
                 risen = _risen(report, goal.max_wer_increase)
                 if not risen:
                     break
@@ -121,9 +130,8 @@ def quantize_bundle(
 
 
 def sizes_of(
-    bundle: str | os.PathLike[str], out: str | os.PathLike[str], recipe: Recipe, *, overwrite: bool = False,
-    progress: Callable[[str], None] = lambda _: None,
-) -> dict[str, Any]:  # fmt: skip
+    bundle: Folder, out: Folder, recipe: Recipe, *, overwrite: bool = False, progress: Progress = lambda _: None
+) -> dict[str, Any]:
     """Return `compare_bytes` of what `quantize_bundle` would write without a goal or report. Nothing is measured."""
     source = _open_float32(bundle, out, recipe)
     with (
@@ -133,7 +141,7 @@ def sizes_of(
         return compare_bytes(source, run.quantize(recipe, staging).written)
 
 
-def _open_float32(bundle: str | os.PathLike[str], out: str | os.PathLike[str], recipe: Recipe) -> Bundle:
+def _open_float32(bundle: Folder, out: Folder, recipe: Recipe) -> Bundle:
     if recipe.packed:
         choose_kernels("native", [CPU])  # raises an error if they cannot run, before any work
     source = Bundle.open(bundle)

@@ -88,9 +88,13 @@ NO_RECIPE = FLOAT32.name  # name of the empty recipe, which is valid only with a
 
 
 def recipe(
-    name: str, groups: Mapping[str, str] | None = None, *, packed: bool = False, calibration: Sequence[Path] = (),
+    name: str,
+    groups: Mapping[str, str] | None = None,
+    *,
+    packed: bool = False,
+    calibration: Sequence[Path] = (),
     exceptions: Mapping[str, str] | None = None,
-) -> Recipe:  # fmt: skip
+) -> Recipe:
     """Return the recipe of that name. `groups` changes its formats; the other arguments are fields of `Recipe`.
 
     Raises:
@@ -103,11 +107,14 @@ def recipe(
     changes = dict(groups or {})
     suffix = ",".join(f"{group}={kind}" for group, kind in sorted(changes.items()))
     return Recipe(
-        name=f"{name}[{suffix}]" if suffix else name, groups={**(base.groups if base else {}), **changes},
-        whole=base.whole if base else None, packed=packed, calibration=tuple(calibration),
+        name=f"{name}[{suffix}]" if suffix else name,
+        groups={**(base.groups if base else {}), **changes},
+        whole=base.whole if base else None,
+        packed=packed,
+        calibration=tuple(calibration),
         exceptions=dict(exceptions or {}),
         required=(*(base.required if base else ()), *(group for group, kind in changes.items() if kind != NO_RECIPE)),
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import itertools
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from u2moe.quantize.observed import ExpertInputs, LeanSettings
 from u2moe.quantize.packing import stored_array
 from u2moe.quantize.passes.halves import read_single
 from u2moe.quantize.picture import bar_picture
+from u2moe.quantize.progress import Progress
 from u2moe.quantize.recordings import read_features
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.corpus.lists import Recording
@@ -41,13 +42,17 @@ NUM_LEFT_CHUNKS = 4  # number of left chunks when streams are timed; chunks have
 
 
 def build_report(
-    reference: Bundle, quantized: Bundle, changes: Mapping[str, Change], audio: Sequence[tuple[Path, Array]],
-    recordings: Sequence[Recording] = (), *, progress: Callable[[str], None] = lambda _: None,
-) -> dict[str, Any]:  # fmt: skip
+    reference: Bundle,
+    quantized: Bundle,
+    changes: Mapping[str, Change],
+    audio: Sequence[tuple[Path, Array]],
+    recordings: Sequence[Recording],
+    progress: Progress,
+) -> dict[str, Any]:
     """Return a comparison of `quantized` with its float32 bundle, `reference`, as plain data for `report.json`.
 
     `changes` are the replaced weights, by the name of the new weight. Outputs, routing and speed are compared on
-    `audio`: files of real speech with their features, float32 [frames, mel]. Without `recordings`, which have
+    `audio`: files of real speech with their features, float32 [frames, mel]. If there are no `recordings`, which have
     transcripts, the report has no section on word errors. `progress` is called with a line for each section.
     """
     progress("weights")
@@ -64,7 +69,8 @@ def build_report(
     noisy = [frames for _, frames in read_features(reference, files, is_noisy=True)]
     report["changes"] = what_changes(models, features, files, noisy)
     if recordings:
-        report["text"] = compare_text(reference, quantized, models, recordings, progress)
+        recognizers = [Recognizer(*each) for each in zip((reference, quantized), models, strict=True)]
+        report["text"] = compare_text(recognizers, recordings, progress)
     progress("speed")
     report["speed"] = compare_speed(*models, max(features, key=len))
     return report
@@ -134,15 +140,14 @@ def routing_agreement(reference: Bundle, quantized: Bundle, features: Sequence[A
 
 
 def compare_text(
-    reference: Bundle, quantized: Bundle, models: tuple[Model, Model], recordings: Sequence[Recording],
-    progress: Callable[[str], None],
-) -> dict[str, Any]:  # fmt: skip
+    recognizers: Sequence[Recognizer], recordings: Sequence[Recording], progress: Progress
+) -> dict[str, Any]:
     """Return word error rates and token agreement for each search, with full context and, if possible, in chunks."""
-    recognizers = [Recognizer(bundle, model) for bundle, model in zip((reference, quantized), models, strict=True)]
+    model = recognizers[0].model
     searches: tuple[SearchMethod, ...] = ("ctc_greedy", "ctc_prefix_beam", "attention_rescoring")
-    searches = searches if models[0].has_decoder else searches[:2]
+    searches = searches if model.has_decoder else searches[:2]
     result: dict[str, Any] = {}
-    for chunk_size, search in itertools.product((None, 16) if models[0].config.streaming else (None,), searches):
+    for chunk_size, search in itertools.product((None, 16) if model.config.streaming else (None,), searches):
         name = f"{search}, {'full context' if chunk_size is None else f'chunk {chunk_size}'}"
         progress(f"text: {name}")
         options = DecodingOptions(search=search, chunk_size=chunk_size)
@@ -154,10 +159,9 @@ def compare_text(
                 count.add(recording.transcript, transcript.text)
             num_different += edit_distance(*tokens)
             num_tokens += len(tokens[0])
-        result[name] = {
-            "num_words": errors[0].num_words, "wer_before": errors[0].rate, "wer_after": errors[1].rate,
-            "token_agreement": 1 - num_different / max(num_tokens, 1),
-        }  # fmt: skip
+        rates = {"wer_before": errors[0].rate, "wer_after": errors[1].rate}
+        agreement = 1 - num_different / max(num_tokens, 1)
+        result[name] = {"num_words": errors[0].num_words, **rates, "token_agreement": agreement}
     return result
 
 

@@ -39,6 +39,7 @@ PIECE_FRAMES = 3000  # maximum feature frames per encoder call: attention over a
 PIECE_ROWS = 8192  # maximum rows in memory at a time
 DAMPING = 0.05  # regularisation: this fraction of the inputs' mean second moment is added to each second moment
 Double = npt.NDArray[np.float64]
+Pairs = Callable[[slice], tuple[Float, Float]]  # rows of the inputs of a float32 product, and of the rounded one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,9 +173,12 @@ class RoundedWeight:
 
 
 def fitted_layer(
-    products: Sequence[tuple[Float, Float | None]], activation: Callable[[Float], Float], tokens: Rows | Float,
-    shares: Float, conversion: WeightConversion,
-) -> list[RoundedWeight]:  # fmt: skip
+    products: Sequence[tuple[Float, Float | None]],
+    activation: Callable[[Float], Float],
+    tokens: Rows | Float,
+    shares: Float,
+    conversion: WeightConversion,
+) -> list[RoundedWeight]:
     """Round the weights of all products of an expert or a feed-forward layer, or of a single product.
 
     A product has a weight [in, out] and perhaps a bias [out]; in a gated layer, the gate comes first. `activation` is
@@ -198,9 +202,8 @@ def fitted_layer(
 
 
 def fitted(
-    inputs: Callable[[slice], tuple[Float, Float]], shares: Float, weight: Float, bias: Float | None,
-    conversion: WeightConversion,
-) -> RoundedWeight:  # fmt: skip
+    inputs: Pairs, shares: Float, weight: Float, bias: Float | None, conversion: WeightConversion
+) -> RoundedWeight:
     """Return the rounded product that best reproduces `weight` and `bias`.
 
     `inputs(rows)` returns these rows of two arrays [n, in]: the inputs of the float32 product, and the inputs that the
@@ -250,9 +253,13 @@ def compensated(weight: Array, moments: Double, conversion: WeightConversion) ->
 
 
 def rounded_products(
-    weights: Weights, products: Sequence[tuple[ir.Value, ir.Value | None]], conversion: WeightConversion, kind: str,
-    rows: tuple[Rows, Float] | None, activations: Activations | None,
-) -> list[ir.Value]:  # fmt: skip
+    weights: Weights,
+    products: Sequence[tuple[ir.Value, ir.Value | None]],
+    conversion: WeightConversion,
+    kind: str,
+    rows: tuple[Rows, Float] | None,
+    activations: Activations | None,
+) -> list[ir.Value]:
     """Return new inputs for a layer's products: each weight's integers and other parts, and any bias.
 
     `rows` contains the layer's inputs [n, in] and, for each row, its share of the output [n]; see `fitted_layer`. If

@@ -21,7 +21,7 @@ from u2moe.quantize.layers import Change, layer_of
 from u2moe.quantize.observed import LeanSettings
 from u2moe.quantize.packing import pack_graph, save_mapped
 from u2moe.quantize.passes import quantize_graph
-from u2moe.quantize.progress import shares
+from u2moe.quantize.progress import Progress, shares
 from u2moe.quantize.recipes import BLOCK_SIZES, Goal, Recipe
 from u2moe.quantize.recordings import Audio, read_audio
 from u2moe.quantize.rounding import Activations, recorded
@@ -35,7 +35,6 @@ from u2moe.runtime.graph.file import group_of, save_graph, shape_of, with_extern
 from u2moe.runtime.model.native import CPU, choose_kernels
 from u2moe.runtime.whole_file import locked
 
-Progress = Callable[[str], None]
 GOAL_BYTES = 400
 TEMPORARY, LOCK_FILE = "quantizing-", "lock"  # prefix of temporary folders, and the file in them that is locked
 UNROUNDED = {"embeddings", "subsampling"}  # groups of weights that are rounded without recordings

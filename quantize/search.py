@@ -190,9 +190,8 @@ class FormatSearch:
         ]
         found, divergence = self._compared(), self._divergence(self._ladder.levels(self._steps))
         damage = {**asdict(self._damage), "divergence": divergence, "front": self._front(found, divergence)}
-        return {
-            **damage, **found.summary(), "formats": [*self._formats, self._smallest.recipe.name], "steps": steps,
-        }  # fmt: skip
+        formats = [*self._formats, self._smallest.recipe.name]
+        return {**damage, **found.summary(), "formats": formats, "steps": steps}
 
     def _front(self, found: Difference, divergence: float) -> list[dict[str, Any]]:
         """Return evaluated choices as a `report.Front`. `at_most` is estimated for those without a written bundle."""
@@ -200,11 +199,9 @@ class FormatSearch:
         def at_most(nats: float) -> float:
             return min(found.scaled(nats / max(divergence, NOTHING)).changed_tokens().high, 1.0)
 
-        return sorted(
-            ({"at_most": at_most(point["divergence"]), "written": "at_most" in point, **point}
-             for point in self._met.values()),
-            key=lambda point: (point["bytes"], -point["divergence"]),
-        )  # fmt: skip
+        met = self._met.values()
+        points = [{"at_most": at_most(own["divergence"]), "written": "at_most" in own, **own} for own in met]
+        return sorted(points, key=lambda point: (point["bytes"], -point["divergence"]))
 
     def goal(self) -> dict[str, float]:
         """Return the manifest's entry `goal`: limits, and measurements rounded to be the same on all processors."""

@@ -173,8 +173,8 @@ def _encoder_output(models: Sequence[ir.Model]) -> Iterator[ChannelSite]:
     while (maker := output.producer()) is not None and maker.op_type == "Identity" and maker.inputs[0] is not None:
         copies.append(maker)
         output = maker.inputs[0]
-    readers = [use.node for graph in graphs.values() for each in graph.inputs if each.name == value.name
-               for use in each.uses() if use.node.op_type != "Shape"]  # fmt: skip
+    values = [each for graph in graphs.values() for each in graph.inputs if each.name == value.name]
+    readers = [use.node for each in values for use in each.uses() if use.node.op_type != "Shape"]
     read = [_weights_of(node.inputs[0], node, {}) if node.inputs[0] is not None else [] for node in readers]
     is_normalized = maker is not None and maker.domain == MOE_DOMAIN and plain_name(maker.op_type) in NORMALIZATIONS
     if maker is not None and is_normalized and all(read) and all(use.node in copies for use in output.uses()):

@@ -58,8 +58,8 @@ def reliability(found: Words) -> dict[str, Any]:
         shares = {name: round(float(part.mean()), 4) if inside.any() else None for name, part in parts.items()}
         return {"num_words": int(inside.sum()), **shares}
 
-    bins = [{"from": number / NUM_BINS, "to": (number + 1) / NUM_BINS, **means(positions == number)}
-            for number in np.unique(positions).tolist()]  # fmt: skip
+    numbers = np.unique(positions).tolist()
+    bins = [{"from": n / NUM_BINS, "to": (n + 1) / NUM_BINS, **means(positions == n)} for n in numbers]
     error = sum(item["num_words"] * abs(item["confidence"] - item["right"]) for item in bins) / max(len(right), 1)
     every = means(np.ones(len(right), bool))
     return {**every, "expected_error": round(error, 4), "area": area_under_roc(found), "bins": bins}

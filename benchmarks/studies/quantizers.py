@@ -91,10 +91,9 @@ Make = Callable[[Path, Path, Feeds], object]  # quantizes a file to a file, with
 
 
 def _static(method: str) -> Make:
-    return lambda source, target, reader: quantization.quantize_static(
-        source, target, reader, op_types_to_quantize=["MatMul", "Gemm", "Conv"], per_channel=True,
-        weight_type=quantization.QuantType.QInt8, calibrate_method=quantization.CalibrationMethod[method],
-    )  # fmt: skip
+    chosen = {"op_types_to_quantize": ["MatMul", "Gemm", "Conv"], "per_channel": True}
+    chosen |= {"weight_type": quantization.QuantType.QInt8, "calibrate_method": quantization.CalibrationMethod[method]}
+    return lambda source, target, reader: quantization.quantize_static(source, target, reader, **chosen)
 
 
 def _blocks(source: Path, target: Path, _: Feeds, bits: int) -> None:
@@ -304,8 +303,8 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 def _limit(own: Mapping[str, Any]) -> list[str]:
     if "failed" in own:
         return [own["failed"], *[""] * 5]
-    chose, kept = ([Estimate(**found) for found in own[each]["changed_tokens"].values()]
-                   for each in ("chose", "kept back"))  # fmt: skip
+    passes = (own[each]["changed_tokens"].values() for each in ("chose", "kept back"))
+    chose, kept = ([Estimate(**found) for found in each] for each in passes)
     claimed = f"{own['claimed']['changed_tokens']:.2%}, {own['claimed']['changed_tokens_at_most']:.2%}"
     shown = " / ".join(f"{found.value:.2%}" for found in chose)
     return [claimed, shown, *map(str, kept), f"{own['bytes'] / 1e6:.1f}", f"{own['seconds']:.0f}"]

@@ -96,8 +96,8 @@ def measure_same(
     recordings = read_recordings(CLIPS) + [item for path in lists for item in read_recordings(path)[:first]]
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        files = [write_wav(Path(folder) / f"{number}.wav", read_audio(item.path, RATE), RATE)
-                 for number, item in enumerate(recordings)]  # fmt: skip
+        audio = (read_audio(item.path, RATE) for item in recordings)
+        files = [write_wav(Path(folder) / f"{number}.wav", samples, RATE) for number, samples in enumerate(audio)]
         for bundle, path in bundles.items():
             expected: Found = []
             for name, program in programs(path, cpp).items():

@@ -32,9 +32,15 @@ class FrameNodes:
     """
 
     def __init__(
-        self, g: GraphBuilder, time: ir.Value, lens: ir.Value, offset: Operand, step: int = 1,
-        cache: ir.Value | None = None, required: ir.Value | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        g: GraphBuilder,
+        time: ir.Value,
+        lens: ir.Value,
+        offset: Operand,
+        step: int = 1,
+        cache: ir.Value | None = None,
+        required: ir.Value | None = None,
+    ) -> None:
         self.g, self.lens, self.offset, self.step, self.cache = g, lens, offset, step, cache
         self.kept: list[ir.Value] = []
         self.cache_time: Operand = [0] if cache is None else g.op("Shape", cache, start=3, end=4)

@@ -18,6 +18,8 @@ from u2moe.runtime.graph.dispatch import SparseDispatch, mixture_function, one_b
 from u2moe.runtime.graph.layers import halves
 
 Parts = Sequence[Array]  # stored parts of a weight: the integers and their factors
+Inputs = Sequence[ir.Value]  # the parts of a weight and any bias, in a graph
+Sizes = Mapping[str, Any]  # attributes of a function
 
 
 class Rounding(ABC):
@@ -65,9 +67,8 @@ class WeightConversion(ABC):
 
     @abstractmethod
     def product(
-        self, g: GraphBuilder, x: ir.Value, inputs: Sequence[ir.Value], shape: tuple[int, int],
-        sizes: Mapping[str, Any] | None = None,
-    ) -> ir.Value:  # fmt: skip
+        self, g: GraphBuilder, x: ir.Value, inputs: Inputs, shape: tuple[int, int], sizes: Sizes | None = None
+    ) -> ir.Value:
         """Compute y = x @ weight + bias; `inputs` has the weight's parts and any bias.
 
         `sizes` contains K, N and block_size if they are attributes of the function being built.
@@ -112,12 +113,12 @@ class WeightConversion(ABC):
         attributes = {"activation": kind, "bias": int(bias), "in": dim, "block_size": self.block_size}
         return self._feed_forward(body, attributes, bias=bias, gated=gated)
 
-    def _feed_forward(self, body: Body, attributes: Mapping[str, Any], *, bias: bool, gated: bool) -> ir.Function:
+    def _feed_forward(self, body: Body, attributes: Sizes, *, bias: bool, gated: bool) -> ir.Function:
         gate = self.names("gate", bias=False) * gated
         names = [*gate, *self.names("w1", bias=bias), *self.names("w2", bias=bias)]
         return self._function("GatedFeedForward" if gated else "FeedForward", names, body, attributes)
 
-    def _function(self, layer: str, names: Sequence[str], body: Body, attributes: Mapping[str, Any]) -> ir.Function:
+    def _function(self, layer: str, names: Sequence[str], body: Body, attributes: Sizes) -> ir.Function:
         return build_function(self.form.function(layer), ["x", *names], body, attributes)
 
     def mixture(self, mixture: Mixture, dim: int, hidden: int) -> ir.Function:

@@ -4,8 +4,7 @@ MatMulNBits rounds each row of activations to int8 separately, in blocks, so tha
 token. Native kernels round each row to int8 with a single scale.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +12,7 @@ import onnx_ir as ir
 
 from u2moe.quantize import arithmetic
 from u2moe.quantize.arithmetic import Float, Int4
-from u2moe.quantize.formats.conversion import Parts, Rounding, WeightConversion
+from u2moe.quantize.formats.conversion import Inputs, Parts, Rounding, Sizes, WeightConversion
 from u2moe.runtime.bundle.weight_formats import WEIGHT_FORMATS
 from u2moe.runtime.graph.builder import CONTRIB, GraphBuilder, build_function
 
@@ -43,9 +42,8 @@ class Int4Conversion(WeightConversion):
         return _Int4Rounding(weight, self.block_size)
 
     def product(
-        self, g: GraphBuilder, x: ir.Value, inputs: Sequence[ir.Value], shape: tuple[int, int],
-        sizes: Mapping[str, Any] | None = None,
-    ) -> ir.Value:  # fmt: skip
+        self, g: GraphBuilder, x: ir.Value, inputs: Inputs, shape: tuple[int, int], sizes: Sizes | None = None
+    ) -> ir.Value:
         """Compute y = x @ weight + bias. If onnxruntime computes it, weight, steps and scale must be constants."""
         weight, steps, scale, *biases = inputs
         rows, columns = shape

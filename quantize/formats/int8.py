@@ -9,15 +9,14 @@ multiplies it and adds the bias. A feed-forward layer, gated or not, is also one
 """
 
 # ruff: noqa: ARG002 - products need only the sizes of their weights
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from u2moe.quantize import arithmetic
 from u2moe.quantize.arithmetic import ACTIVATION_LEVELS, Float, Int8, int8_columns
-from u2moe.quantize.formats.conversion import Parts, Rounding, WeightConversion
+from u2moe.quantize.formats.conversion import Inputs, Parts, Rounding, Sizes, WeightConversion
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.bundle.weight_formats import INT8
 from u2moe.runtime.graph.activation import activation, lowest_of
@@ -63,9 +62,8 @@ class Int8Conversion(WeightConversion):
         return build_function("Int8MatMul", names, lambda g, inputs: _product(g, (inputs[0], inputs[1]), inputs[2:]))
 
     def product(
-        self, g: GraphBuilder, x: ir.Value, inputs: Sequence[ir.Value], shape: tuple[int, int],
-        sizes: Mapping[str, Any] | None = None,
-    ) -> ir.Value:  # fmt: skip
+        self, g: GraphBuilder, x: ir.Value, inputs: Inputs, shape: tuple[int, int], sizes: Sizes | None = None
+    ) -> ir.Value:
         """Compute a product: quantize x as `rows` does, then multiply as `product_of_rows` does."""
         return _product(g, _rows(g, x, None), inputs)
 

@@ -79,10 +79,9 @@ class FirstConvolutions:
         `weight` is int8 [kernel * kernel * channels, out] with rows in the order (time, frequency, channels). `scale`
         and `bias` are [out].
         """
-        attributes = {
-            "bins": self.bins, "channels": self.channels, "kernels": [self.first.kernel, self.second.kernel],
-            "strides": [self.first.stride, self.second.stride],
-        }  # fmt: skip
+        kernels = [self.first.kernel, self.second.kernel]
+        strides = [self.first.stride, self.second.stride]
+        attributes = {"bins": self.bins, "channels": self.channels, "kernels": kernels, "strides": strides}
         parameters = ["x", "first_weight", "weight", "scale", "bias"]
         return build_function("Int8FirstConvolutions", parameters, self._body, attributes)
 
