@@ -104,7 +104,8 @@ U2MOE_API u2moe_error u2moe_available_providers(const char **json);
 #define U2MOE_LOG_WARNING 2
 #define U2MOE_LOG_ERROR 3
 
-/* Receives a log message. `origin` is "u2moe" or a part of onnxruntime. Errors that calls return are not logged. */
+/* Receives a log message. `origin` is "u2moe" or a part of onnxruntime. Errors that calls return are not logged. The callback must
+ * not reset a stream: its caller may be the thread that decodes the stream, and would wait for itself. */
 typedef void (*u2moe_log_callback)(void *context, int32_t severity, const char *origin, const char *message);
 
 /* Send log messages of all threads to `callback`, one at a time. NULL, the default, discards them, so that onnxruntime writes
