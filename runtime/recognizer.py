@@ -123,8 +123,11 @@ class Recognizer:
         settings = SessionSettings(
             providers=(DEFAULT_PROVIDER,) if providers is None else providers,
             provider_options=() if provider_options is None else provider_options,
-            num_threads=num_threads, sess_options=sess_options, kernels=kernels, public_keys=public_keys,
-        )  # fmt: skip
+            num_threads=num_threads,
+            sess_options=sess_options,
+            kernels=kernels,
+            public_keys=public_keys,
+        )
         name = directory if revision is None else f"{directory}@{revision}"
         return cls.load(name, settings, options=options, hotwords=hotwords)
 

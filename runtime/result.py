@@ -164,6 +164,13 @@ def moved(result: Result, seconds: float, segment: int) -> Result:
     phrases = [replace(each, start=later(each.start), end=later(each.end)) for each in result.phrases]
     nbest = [replace(each, times=list(map(later, each.times))) for each in result.nbest]
     return replace(
-        result, segment=segment, start=start, end=end, committed_end=later(result.committed_end),
-        times=list(map(later, result.times)), words=words, phrases=phrases, nbest=nbest,
-    )  # fmt: skip
+        result,
+        segment=segment,
+        start=start,
+        end=end,
+        committed_end=later(result.committed_end),
+        times=list(map(later, result.times)),
+        words=words,
+        phrases=phrases,
+        nbest=nbest,
+    )

@@ -28,10 +28,16 @@ _CANCELLED = 0.01  # if averaging leaves less than this share of the energy, the
 
 
 def read_blocks(
-    file: File | RawAudio, sample_rate: int, block_s: float = 10.0, *, channel: int | None = None,
-    track: int | None = None, start: float = 0.0, end: float | None = None,
+    file: File | RawAudio,
+    sample_rate: int,
+    block_s: float = 10.0,
+    *,
+    channel: int | None = None,
+    track: int | None = None,
+    start: float = 0.0,
+    end: float | None = None,
     on_open: Callable[[Sound], object] = lambda _: None,
-) -> Iterator[Samples]:  # fmt: skip
+) -> Iterator[Samples]:
     """Yield the audio of a file as mono samples at `sample_rate`, in buffers of about `block_s` seconds.
 
     Args:

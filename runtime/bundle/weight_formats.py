@@ -36,9 +36,15 @@ FLOAT32 = WeightFormat(name="fp32", prefix="", bits=32, groups=MATRICES, not_nat
 HALF = WeightFormat(name="fp16", prefix="Half", bits=16, not_native="left to onnxruntime")
 INT8 = WeightFormat(name="int8", prefix="Int8", bits=8, groups=MATRICES)
 INT4 = WeightFormat(
-    name="int4", prefix="Int4", bits=4, groups=MATRICES, block_sizes=(16, 32, 64, 128), halves=True,
-    needs_constants=True, version=2,  # version 1 had a float32 scale per block
-)  # fmt: skip
+    name="int4",
+    prefix="Int4",
+    bits=4,
+    groups=MATRICES,
+    block_sizes=(16, 32, 64, 128),
+    halves=True,
+    needs_constants=True,
+    version=2,  # version 1 had a float32 scale per block
+)
 WEIGHT_FORMATS: Mapping[str, WeightFormat] = MappingProxyType({item.name: item for item in (FLOAT32, HALF, INT8, INT4)})
 """Formats by name, from the most to the least accurate."""
 

@@ -148,5 +148,7 @@ def model_card(manifest: Manifest, name: str) -> bytes:
         use="for streams and whole recordings" if streaming else "for whole recordings",
         mb=sum(file.size for file in manifest.files.values()) / 1e6,
         form=manifest.quantization.get("recipe", "float32"),
-        name=name, install=install_command("cpu,hub"), producer=manifest.producer,
-    ).encode()  # fmt: skip
+        name=name,
+        install=install_command("cpu,hub"),
+        producer=manifest.producer,
+    ).encode()

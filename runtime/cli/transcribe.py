@@ -118,9 +118,13 @@ def run_each(args: argparse.Namespace, default: str, transcribe: Work) -> int:
 
 
 def _transcript(
-    args: argparse.Namespace, vad: VoiceActivityDetector | None, recognizer: Recognizer, item: Input, output: Output,
+    args: argparse.Namespace,
+    vad: VoiceActivityDetector | None,
+    recognizer: Recognizer,
+    item: Input,
+    output: Output,
     on_progress: Callable[[float], None],
-) -> tuple[Transcript, bool]:  # fmt: skip
+) -> tuple[Transcript, bool]:
     """Return the transcript so far, and whether Ctrl-C cut it short. Raise AudioError if no audio can be read."""
     segments: list[Result] = []
     seconds, error, is_interrupted = 0.0, None, False

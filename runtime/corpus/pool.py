@@ -163,9 +163,14 @@ class WorkerPool:
 
 
 def _work(
-    path: str, run: RunDescription, model: ModelChoice, loaded: Recognizer | None, parent: connection.Connection,
-    report: Any, parent_id: int,
-) -> None:  # fmt: skip
+    path: str,
+    run: RunDescription,
+    model: ModelChoice,
+    loaded: Recognizer | None,
+    parent: connection.Connection,
+    report: Any,
+    parent_id: int,
+) -> None:
     """Run a worker process. Recognise blocks from the connection until it closes or the parent process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all processes; the parent handles it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

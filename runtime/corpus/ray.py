@@ -28,10 +28,14 @@ _MOST_RETRIES = 3
 
 
 def run_on_ray(
-    list_path: str | os.PathLike[str], output: str | os.PathLike[str], model: ModelChoice | None = None,
-    options: CorpusOptions | None = None, *, address: str | None = None,
+    list_path: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    model: ModelChoice | None = None,
+    options: CorpusOptions | None = None,
+    *,
+    address: str | None = None,
     on_progress: Callable[[RunProgress], object] = lambda _: None,
-) -> RunProgress:  # fmt: skip
+) -> RunProgress:
     """Recognise a corpus as `run_corpus` does, but on a Ray cluster. For other arguments and errors, see there.
 
     Each actor loads the model. An actor takes one CPU per thread and, with a GPU provider, one GPU. All nodes must be

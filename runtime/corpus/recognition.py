@@ -94,10 +94,14 @@ class BlockRecognizer:
     """
 
     def __init__(
-        self, recognizer: Recognizer, rows: RowMaker, *, align: bool = False,
+        self,
+        recognizer: Recognizer,
+        rows: RowMaker,
+        *,
+        align: bool = False,
         on_progress: Callable[[int, float], object] = lambda _num, _seconds: None,
         on_attempt: Callable[[Sequence[int]], object] = lambda _indices: None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._recognizer, self._rows, self._align = recognizer, rows, align
         self._on_progress, self._on_attempt = on_progress, on_attempt
         self._sample_rate = recognizer.bundle.manifest.features.sample_rate
@@ -195,6 +199,9 @@ def write_block(folder: OutputFolder, block: Block, rows: Sequence[Row]) -> Bloc
     folder.write_block(block, b"".join(map(as_line, rows)))
     num_failed, num_warned = sum(row["error"] is not None for row in rows), sum("warnings" in row for row in rows)
     return BlockDone(
-        number=block.number, num_utterances=len(rows), num_failed=num_failed, num_warned=num_warned,
+        number=block.number,
+        num_utterances=len(rows),
+        num_failed=num_failed,
+        num_warned=num_warned,
         seconds=sum(map(duration_of, rows)),
-    )  # fmt: skip
+    )

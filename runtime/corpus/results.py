@@ -208,10 +208,13 @@ def score(outcomes: Iterable[Outcome], *, by: str | None = None, num_worst: int 
     if not total.num_utterances:
         raise CorpusError("no utterance has a transcript: the list must contain transcripts (see docs/corpora.md)")
     return Score(
-        total=total, groups={name: groups[name] for name in sorted(groups, key=_natural)},
-        worst=[item[-1] for item in sorted(worst, reverse=True)], num_without_transcript=num_without,
-        num_failed=num_failed, report=report,
-    )  # fmt: skip
+        total=total,
+        groups={name: groups[name] for name in sorted(groups, key=_natural)},
+        worst=[item[-1] for item in sorted(worst, reverse=True)],
+        num_without_transcript=num_without,
+        num_failed=num_failed,
+        report=report,
+    )
 
 
 def _group_of(outcome: Outcome, by: str) -> str:

@@ -132,7 +132,12 @@ def outcome_of(row: Row) -> Outcome:
     key, is_nemo = row["key"], "pred_text" in row
     reference, speaker = row.get("text" if is_nemo else "reference"), row.get("speaker")
     return Outcome(
-        key=key, text=row["pred_text" if is_nemo else "text"], duration=duration_of(row),
-        reference=None if reference is None else str(reference), speaker=None if speaker is None else str(speaker),
-        fields=row if is_nemo else row.get("fields") or {}, error=row["error"], warnings=row.get("warnings", ()),
-    )  # fmt: skip
+        key=key,
+        text=row["pred_text" if is_nemo else "text"],
+        duration=duration_of(row),
+        reference=None if reference is None else str(reference),
+        speaker=None if speaker is None else str(speaker),
+        fields=row if is_nemo else row.get("fields") or {},
+        error=row["error"],
+        warnings=row.get("warnings", ()),
+    )

@@ -70,9 +70,13 @@ class RunProgress:
 
 
 def run_corpus(
-    list_path: str | os.PathLike[str], output: str | os.PathLike[str], model: ModelChoice | None = None,
-    options: CorpusOptions | None = None, *, on_progress: Callable[[RunProgress], object] = lambda _: None,
-) -> RunProgress:  # fmt: skip
+    list_path: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    model: ModelChoice | None = None,
+    options: CorpusOptions | None = None,
+    *,
+    on_progress: Callable[[RunProgress], object] = lambda _: None,
+) -> RunProgress:
     """Recognise the entries of a corpus that have no results yet.
 
     Each entry gets exactly one row, even if a run is interrupted. If it cannot be recognised, the row has an `error`.
@@ -117,19 +121,29 @@ class CorpusRun:
     """One call, such as `run_corpus`, that begins or continues a run. `close` releases unfinished blocks."""
 
     def __init__(
-        self, list_path: str | os.PathLike[str], output: str | os.PathLike[str], recognizer: Recognizer,
-        model: ModelChoice, options: CorpusOptions,
-    ) -> None:  # fmt: skip
+        self,
+        list_path: str | os.PathLike[str],
+        output: str | os.PathLike[str],
+        recognizer: Recognizer,
+        model: ModelChoice,
+        options: CorpusOptions,
+    ) -> None:
         path = os.fspath(list_path)
         list_format = find_format(path)
         self.description = RunDescription(
-            u2moe=version("u2moe"), list_path=path, list_format=list_format,
-            list_digest=digest(path, list_format, options.list_options), channel=options.list_options.channel,
-            model=recognizer.bundle.fingerprint, providers=tuple(recognizer.model.providers),
+            u2moe=version("u2moe"),
+            list_path=path,
+            list_format=list_format,
+            list_digest=digest(path, list_format, options.list_options),
+            channel=options.list_options.channel,
+            model=recognizer.bundle.fingerprint,
+            providers=tuple(recognizer.model.providers),
             kernels="native" if recognizer.model.kernels.native else "onnxruntime",
-            options=options_as_json(recognizer.options), hotwords=model.hotwords_digest,
-            block_size=options.block_size, align=options.align,
-        )  # fmt: skip
+            options=options_as_json(recognizer.options),
+            hotwords=model.hotwords_digest,
+            block_size=options.block_size,
+            align=options.align,
+        )
         self.folder, self._options = OutputFolder(os.fspath(output)), options
         self.folder.begin(self.description)
         self.progress = RunProgress(total=self.folder.num_utterances)

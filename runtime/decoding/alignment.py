@@ -156,9 +156,13 @@ def find_cut(
 
 
 def _viterbi(
-    blanks: npt.NDArray[np.float64], ends: npt.NDArray[np.float64], frames: npt.NDArray[np.float64],
-    columns: npt.NDArray[np.int64], skip: npt.NDArray[np.float64], steps: npt.NDArray[np.int8] | None = None,
-) -> None:  # fmt: skip
+    blanks: npt.NDArray[np.float64],
+    ends: npt.NDArray[np.float64],
+    frames: npt.NDArray[np.float64],
+    columns: npt.NDArray[np.int64],
+    skip: npt.NDArray[np.float64],
+    steps: npt.NDArray[np.int8] | None = None,
+) -> None:
     """Advance scores over `frames` [time, kept], in place: of paths that end in a blank or in a token; see `Aligner`.
 
     `columns` are the columns of the tokens in `frames`. `skip` is 0 for a token that may follow the previous token
@@ -223,11 +227,20 @@ class TextAligner:
                 WordResult(word=word.text, start=clock(start), end=clock(end), confidence=score_of(aligned, word))
                 for word, (start, end) in zip(own, spans, strict=False)
             ]
-            segments.append(Result(
-                text=text, is_final=True, segment=number, start=timed[0].start, end=timed[-1].end, words=timed,
-                confidence=sum(word.confidence or 0.0 for word in timed) / len(timed),
-                committed=text, num_committed=len(timed), committed_end=timed[-1].end,
-            ))  # fmt: skip
+            segments.append(
+                Result(
+                    text=text,
+                    is_final=True,
+                    segment=number,
+                    start=timed[0].start,
+                    end=timed[-1].end,
+                    words=timed,
+                    confidence=sum(word.confidence or 0.0 for word in timed) / len(timed),
+                    committed=text,
+                    num_committed=len(timed),
+                    committed_end=timed[-1].end,
+                )
+            )
         found = [word for segment in segments for word in segment.words]
         unwritten = _unwritten(heard, aligned, round(_LEAST_UNWRITTEN_S / frame_s))
         return Alignment(

@@ -131,9 +131,15 @@ class BeamSearch:
     """
 
     def __init__(
-        self, beam_size: int, blank: int, context: ContextGraph | None, fusion: Fusion | None, *,
-        grammar: PhraseGraph | None = None, ranks_by_bonus: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        beam_size: int,
+        blank: int,
+        context: ContextGraph | None,
+        fusion: Fusion | None,
+        *,
+        grammar: PhraseGraph | None = None,
+        ranks_by_bonus: bool = False,
+    ) -> None:
         self.beam_size, self.blank = beam_size, blank
         self.num_frames = 0
         self.context, self.fusion, self._grammar = context, fusion, grammar

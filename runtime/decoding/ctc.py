@@ -66,9 +66,15 @@ def ctc_greedy_search(log_probs: npt.NDArray[np.float32], blank: int = 0, *, bla
 
 
 def ctc_prefix_beam_search(
-    log_probs: npt.NDArray[np.float32], beam_size: int, blank: int = 0, context: ContextGraph | None = None,
-    fusion: Fusion | None = None, *, grammar: PhraseGraph | None = None, blank_penalty: float = 0.0,
-) -> list[Hypothesis]:  # fmt: skip
+    log_probs: npt.NDArray[np.float32],
+    beam_size: int,
+    blank: int = 0,
+    context: ContextGraph | None = None,
+    fusion: Fusion | None = None,
+    *,
+    grammar: PhraseGraph | None = None,
+    blank_penalty: float = 0.0,
+) -> list[Hypothesis]:
     """Return the most probable token sequences, best first. The probability of each is the sum over all alignments.
 
     Returns at most `beam_size` sequences, or 2 * `beam_size` with hotwords.
@@ -282,9 +288,13 @@ def _of_grammar(
 def _hypothesis(beam: Beam) -> Hypothesis:
     times, probabilities = beam.peaks()
     return Hypothesis(
-        tokens=beam.prefix.tokens(), score=_score_of(beam), times=times, context_score=beam.prefix.bonus,
-        probabilities=probabilities, language_score=beam.prefix.language_score,
-    )  # fmt: skip
+        tokens=beam.prefix.tokens(),
+        score=_score_of(beam),
+        times=times,
+        context_score=beam.prefix.bonus,
+        probabilities=probabilities,
+        language_score=beam.prefix.language_score,
+    )
 
 
 def _score_of(beam: Beam) -> float:

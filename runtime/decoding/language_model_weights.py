@@ -119,10 +119,14 @@ class Trial:
 
 
 def tune(
-    recordings: EncodedRecordings, start: LanguageModelOptions | None, decoding: BundledOptions[Never] | None = None, *,
-    second_pass: bool, grid: dict[str, tuple[float, ...]] | None = None,
+    recordings: EncodedRecordings,
+    start: LanguageModelOptions | None,
+    decoding: BundledOptions[Never] | None = None,
+    *,
+    second_pass: bool,
+    grid: dict[str, tuple[float, ...]] | None = None,
     on_trial: Callable[[Trial], object] = lambda _: None,
-) -> tuple[LanguageModelOptions | None, BundledOptions[Never], list[Trial]]:  # fmt: skip
+) -> tuple[LanguageModelOptions | None, BundledOptions[Never], list[Trial]]:
     """Find the weights and decoding options with the fewest word errors, by coordinate descent in at most two rounds.
 
     `start` is the model and its initial weights; None: only decoding options, such as the blank penalty, are tuned.

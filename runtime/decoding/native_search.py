@@ -77,9 +77,13 @@ class NativeSearch:
     """`PrefixBeamSearch` in the native library. Other Python threads run while it searches."""
 
     def __init__(
-        self, library: ctypes.CDLL, beam_size: int, blank: int, blank_penalty: float,
+        self,
+        library: ctypes.CDLL,
+        beam_size: int,
+        blank: int,
+        blank_penalty: float,
         needs: tuple[ContextGraph | None, Fusion | None, PhraseGraph | None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         if beam_size < 1:
             raise ValueError(f"beam_size must be at least 1, got {beam_size}")
         self._library, self._blank = library, blank
@@ -136,9 +140,15 @@ class NativeSearch:
 
 
 def new_search(
-    file: Path | None, beam_size: int, blank: int = 0, context: ContextGraph | None = None,
-    fusion: Fusion | None = None, *, grammar: PhraseGraph | None = None, blank_penalty: float = 0.0,
-) -> PrefixBeamSearch | NativeSearch:  # fmt: skip
+    file: Path | None,
+    beam_size: int,
+    blank: int = 0,
+    context: ContextGraph | None = None,
+    fusion: Fusion | None = None,
+    *,
+    grammar: PhraseGraph | None = None,
+    blank_penalty: float = 0.0,
+) -> PrefixBeamSearch | NativeSearch:
     """Create a prefix beam search: a native one if the library `file` contains it, otherwise one in Python."""
     library = None if file is None else _library(file)
     if library is None:
@@ -152,10 +162,16 @@ def _parsed(values: list[float]) -> list[Hypothesis]:
     for _ in range(int(next(rest))):
         num, score, context_score, language_score = islice(rest, 4)
         tokens, times, probabilities = (list(islice(rest, int(num))) for _ in range(3))
-        found.append(Hypothesis(
-            tokens=list(map(int, tokens)), score=score, times=list(map(int, times)), context_score=context_score,
-            probabilities=probabilities, language_score=language_score,
-        ))  # fmt: skip
+        found.append(
+            Hypothesis(
+                tokens=list(map(int, tokens)),
+                score=score,
+                times=list(map(int, times)),
+                context_score=context_score,
+                probabilities=probabilities,
+                language_score=language_score,
+            )
+        )
     return found
 
 
@@ -172,9 +188,14 @@ def _handle_of(library: ctypes.CDLL, given: ContextGraph | Fusion | PhraseGraph)
             rows = [np.ascontiguousarray(array) for array in arrays]
             tokens, words = _tokens(given.symbols), "\n".join(ngrams.words).encode()
             value = library.u2moe_search_fusion(
-                tokens, words, *(row.ctypes.data for row in rows), len(ngrams.word), numbers.ctypes.data,
-                given.is_by_token, json.dumps({"classes": given.classes}).encode(),
-            )  # fmt: skip
+                tokens,
+                words,
+                *(row.ctypes.data for row in rows),
+                len(ngrams.word),
+                numbers.ctypes.data,
+                given.is_by_token,
+                json.dumps({"classes": given.classes}).encode(),
+            )
         else:
             tokens, lines = _tokens(given.vocabulary.symbols[: given.rest]), given.lines
             value = library.u2moe_search_grammar(tokens, _strings(lines), len(lines), given.blank)

@@ -72,9 +72,14 @@ def token_spans(times: Sequence[int], frame_s: float, duration: float) -> list[S
 
 
 def word_spans(
-    words: Sequence[Word], times: Sequence[int], frame_s: float, pauses: Sequence[Span], *, start: int = 0,
+    words: Sequence[Word],
+    times: Sequence[int],
+    frame_s: float,
+    pauses: Sequence[Span],
+    *,
+    start: int = 0,
     num_frames: int,
-) -> list[Span]:  # fmt: skip
+) -> list[Span]:
     """Return the start and end of each word in seconds, rounded to milliseconds. Boundaries are moved to pauses.
 
     Tokens peak at the encoder frames `times`, each of `frame_s` seconds. Frame 0 of `times` is frame `start` of the

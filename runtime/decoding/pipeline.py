@@ -226,9 +226,13 @@ def _attention_search(stream: StreamState, encoder_out: Value) -> list[Hypothesi
     """Return the hypotheses found with only the decoder. The best one gets token times if CTC can align it."""
     model, config, options = stream.model, stream.model.config, stream.options
     found = attention_beam_search(
-        lambda tokens: model.token_scores(encoder_out, tokens).next, len(encoder_out), beam_size=options.beam_size,
-        eos=config.eos, length_penalty=options.length_penalty, count_sos=config.sos != config.eos,
-    )  # fmt: skip
+        lambda tokens: model.token_scores(encoder_out, tokens).next,
+        len(encoder_out),
+        beam_size=options.beam_size,
+        eos=config.eos,
+        length_penalty=options.length_penalty,
+        count_sos=config.sos != config.eos,
+    )
     aligned = None
     if not {config.blank, config.sos, config.eos} & set(found[0].tokens):
         aligned = align(model.ctc(encoder_out), found[0].tokens, config.blank)
@@ -261,22 +265,33 @@ def _result(stream: StreamState, hypotheses: list[Hypothesis], rescored: list[Re
         if text in nbest:  # an earlier, better hypothesis has the same text
             continue
         nbest[text] = Alternative(
-            text=text, tokens=hypothesis.tokens, times=list(map(seconds, hypothesis.times)),
+            text=text,
+            tokens=hypothesis.tokens,
+            times=list(map(seconds, hypothesis.times)),
             score=rescored[i].score if rescored else hypothesis.score,
             ctc_score=hypothesis.score if stream.options.search != "attention" else None,
             attention_score=rescored[i].attention_score if rescored else None,
             language_score=hypothesis.language_score if stream.fusion is not None else None,
-        )  # fmt: skip
+        )
     alternatives = list(nbest.values())[: stream.options.beam_size]  # hotwords may have added more
     return Result(
-        text=alternatives[0].text, is_final=True, segment=utterance.number, tokens=best.tokens,
+        text=alternatives[0].text,
+        is_final=True,
+        segment=utterance.number,
+        tokens=best.tokens,
         start=words[0].start if words else begin_s if best.tokens else 0.0,
         end=words[-1].end if words else end_s if best.tokens else 0.0,
-        times=list(map(seconds, best.times)), words=words, score=alternatives[0].score, nbest=alternatives,
+        times=list(map(seconds, best.times)),
+        words=words,
+        score=alternatives[0].score,
+        nbest=alternatives,
         confidence=sum(word.confidence or 0.0 for word in words) / len(words) if words else None,
-        committed=alternatives[0].text, num_committed=len(vocabulary.words(best.tokens)), committed_end=end_s,
-        revised=utterance.num_revised(vocabulary, best.tokens), phrases=phrases,
-    )  # fmt: skip
+        committed=alternatives[0].text,
+        num_committed=len(vocabulary.words(best.tokens)),
+        committed_end=end_s,
+        revised=utterance.num_revised(vocabulary, best.tokens),
+        phrases=phrases,
+    )
 
 
 def _words(

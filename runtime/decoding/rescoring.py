@@ -80,17 +80,28 @@ def attention_rescoring(
             pairs = zip(probabilities, hypothesis.probabilities, strict=True)
             mean = [(num_decoders * own + ctc) / (num_decoders + 1) for own, ctc in pairs]
         score = attention + weights.ctc_weight * acoustic + hypothesis.context_score + language
-        rescored.append(Rescored(
-            hypothesis=hypothesis, score=score, attention_score=attention, confidence=math.exp(attention / (num + 1)),
-            token_confidences=probabilities, token_probabilities=mean,
-        ))  # fmt: skip
+        rescored.append(
+            Rescored(
+                hypothesis=hypothesis,
+                score=score,
+                attention_score=attention,
+                confidence=math.exp(attention / (num + 1)),
+                token_confidences=probabilities,
+                token_probabilities=mean,
+            )
+        )
     return sorted(rescored, key=lambda item: -item.score)
 
 
 def attention_beam_search(
-    next_log_probs: Callable[[list[list[int]]], npt.NDArray[np.float32]], max_len: int, *, beam_size: int, eos: int,
-    length_penalty: float = 0.0, count_sos: bool = False,
-) -> list[Hypothesis]:  # fmt: skip
+    next_log_probs: Callable[[list[list[int]]], npt.NDArray[np.float32]],
+    max_len: int,
+    *,
+    beam_size: int,
+    eos: int,
+    length_penalty: float = 0.0,
+    count_sos: bool = False,
+) -> list[Hypothesis]:
     """Return hypotheses of a beam search with only the left-to-right decoder, best first. They have no times.
 
     Args:

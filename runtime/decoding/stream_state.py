@@ -57,9 +57,14 @@ class StreamState:
     """
 
     def __init__(
-        self, model: Model, vocabulary: Vocabulary, options: DefiniteOptions, context: ContextGraph | None = None,
-        fusion: Fusion | None = None, grammar: PhraseGraph | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        model: Model,
+        vocabulary: Vocabulary,
+        options: DefiniteOptions,
+        context: ContextGraph | None = None,
+        fusion: Fusion | None = None,
+        grammar: PhraseGraph | None = None,
+    ) -> None:
         self.model, self.options = model, options
         self.context, self.fusion, self.grammar = context, fusion, grammar
         self.vocabulary = vocabulary if grammar is None else grammar.vocabulary

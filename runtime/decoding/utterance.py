@@ -314,11 +314,17 @@ class Utterance:
                 for begin, end, probability in self._phrases
             ]
             self._result = Result(
-                text=vocabulary.text(best.tokens), is_final=False, segment=self.number, tokens=best.tokens,
-                times=[clock((self.start + time) * frame_s) for time in best.times], score=best.score,
-                committed=vocabulary.text(self._committed), num_committed=self._num_committed,
-                committed_end=clock((self.start + settled) * frame_s), phrases=phrases,
-            )  # fmt: skip
+                text=vocabulary.text(best.tokens),
+                is_final=False,
+                segment=self.number,
+                tokens=best.tokens,
+                times=[clock((self.start + time) * frame_s) for time in best.times],
+                score=best.score,
+                committed=vocabulary.text(self._committed),
+                num_committed=self._num_committed,
+                committed_end=clock((self.start + settled) * frame_s),
+                phrases=phrases,
+            )
         return self._result
 
     def num_revised(self, vocabulary: Vocabulary, tokens: Sequence[int]) -> int:

@@ -38,9 +38,16 @@ class Heads:
     size: int  # channels per head
 
     def context(
-        self, g: GraphBuilder, query: ir.Value, key_value: ir.Value, bias: ir.Value, use: PositionUse,
-        positions: Sequence[ir.Value], *, cache: ir.Value | None = None,
-    ) -> ir.Value:  # fmt: skip
+        self,
+        g: GraphBuilder,
+        query: ir.Value,
+        key_value: ir.Value,
+        bias: ir.Value,
+        use: PositionUse,
+        positions: Sequence[ir.Value],
+        *,
+        cache: ir.Value | None = None,
+    ) -> ir.Value:
         """Add nodes for the context [batch, time, num_heads * size].
 
         `query` is [batch, time, num_heads * size], and `key_value` [batch, num_kv_heads, keys, 2 * size]. `bias` is

@@ -122,9 +122,11 @@ def lazy_tensor(name: str, dtype: ir.DataType, shape: Sequence[int], read: Calla
 
 
 def build_model(
-    graph: contract.Graph, axes: Callable[[str | int], int | None], metadata: dict[str, str],
+    graph: contract.Graph,
+    axes: Callable[[str | int], int | None],
+    metadata: dict[str, str],
     body: Callable[[GraphBuilder, dict[str, ir.Value]], dict[str, ir.Value]],
-) -> ir.Model:  # fmt: skip
+) -> ir.Model:
     """Build a contract's graph. `body` maps inputs to outputs; `axes` returns the size of an axis, None if dynamic."""
 
     def typed(tensor: contract.Tensor, value: ir.Value) -> ir.Value:
@@ -140,9 +142,13 @@ def build_model(
         with g.scope("outputs"):
             outputs.append(typed(tensor, g.op("Identity", found[tensor.name])))
     made = ir.Graph(
-        list(inputs.values()), outputs, nodes=g.tape.nodes, initializers=g.tape.initializers,
-        opset_imports=g.opset_imports, name=graph.name,
-    )  # fmt: skip
+        list(inputs.values()),
+        outputs,
+        nodes=g.tape.nodes,
+        initializers=g.tape.initializers,
+        opset_imports=g.opset_imports,
+        name=graph.name,
+    )
     functions, facts = list(g.functions.values()), dict(sorted(metadata.items()))
     return ir.Model(made, ir_version=IR_VERSION, producer_name="u2moe", functions=functions, metadata_props=facts)
 

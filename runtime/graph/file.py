@@ -73,9 +73,16 @@ def external_of(model: ir.Model) -> tuple[ExternalTensor, ...]:
     for name, value in model.graph.initializers.items():
         if isinstance(tensor := value.const_value, ir.ExternalTensor):
             readers = {node.op_type if node.domain == contract.MOE_DOMAIN else "" for node in value.consumers()}
-            found.append(ExternalTensor(
-                name=name, file=str(tensor.location), offset=tensor.offset or 0, length=tensor.length or tensor.nbytes,
-                type=tensor.dtype.numpy().name, shape=tuple(tensor.shape.numpy()), group=group_of(value),
-                read_by=tuple(sorted(readers)),
-            ))  # fmt: skip
+            found.append(
+                ExternalTensor(
+                    name=name,
+                    file=str(tensor.location),
+                    offset=tensor.offset or 0,
+                    length=tensor.length or tensor.nbytes,
+                    type=tensor.dtype.numpy().name,
+                    shape=tuple(tensor.shape.numpy()),
+                    group=group_of(value),
+                    read_by=tuple(sorted(readers)),
+                )
+            )
     return tuple(found)

@@ -31,9 +31,15 @@ class FixedHeads(Heads):
     time: int  # number of frames in the chunk
 
     def attend(
-        self, g: GraphBuilder, query: ir.Value, key_value: ir.Value, past: ir.Value, bias: ir.Value, use: PositionUse,
+        self,
+        g: GraphBuilder,
+        query: ir.Value,
+        key_value: ir.Value,
+        past: ir.Value,
+        bias: ir.Value,
+        use: PositionUse,
         positions: Sequence[ir.Value],
-    ) -> tuple[ir.Value, ir.Value]:  # fmt: skip
+    ) -> tuple[ir.Value, ir.Value]:
         """Add nodes as in `cached_attention`. `past` is the cache of one block [1, kv_heads, past, 2 * size].
 
         Returns the context, and the chunk's newest keys and values, to be cached [1, kv_heads, kept, 2 * size].
@@ -44,9 +50,12 @@ class FixedHeads(Heads):
         return self.context(g, query, both, bias, use, positions), kept
 
     def scores_of_distances(
-        self, g: GraphBuilder, queries: ir.Value, keys: ir.Value,  # noqa: ARG002 - only the keys' number matters
+        self,
+        g: GraphBuilder,
+        queries: ir.Value,
+        keys: ir.Value,  # noqa: ARG002 - only the keys' number matters
         vectors: ir.Value,
-    ) -> ir.Value:  # fmt: skip
+    ) -> ir.Value:
         """See `Heads`. All distances are known in advance, so constant indices select the vectors."""
         places = np.arange(self.past + self.time) - (self.past + np.arange(self.time))[:, np.newaxis]
         rows = np.clip(places, -FURTHEST_LEFT, FURTHEST_RIGHT) + FURTHEST_LEFT

@@ -43,9 +43,15 @@ class Ngrams:
     """
 
     def __init__(
-        self, words: Sequence[str], num_children: npt.NDArray[np.integer], word: npt.NDArray[np.uint32],
-        log_prob: npt.NDArray[np.float32], backoff: npt.NDArray[np.float32], *, source: str = "language model",
-    ) -> None:  # fmt: skip
+        self,
+        words: Sequence[str],
+        num_children: npt.NDArray[np.integer],
+        word: npt.NDArray[np.uint32],
+        log_prob: npt.NDArray[np.float32],
+        backoff: npt.NDArray[np.float32],
+        *,
+        source: str = "language model",
+    ) -> None:
         self.words = tuple(words)
         num_nodes = len(word)
         self.first_child = np.empty(num_nodes + 1, np.uint32)
@@ -81,9 +87,13 @@ class Ngrams:
 
     @classmethod
     def of(
-        cls, words: Sequence[str], orders: Sequence[Order], *, source: str = "language model",
+        cls,
+        words: Sequence[str],
+        orders: Sequence[Order],
+        *,
+        source: str = "language model",
         spell: Callable[[str], str] = str.upper,
-    ) -> Self:  # fmt: skip
+    ) -> Self:
         """Build a model from unsorted n-grams. Each word needs a unigram. Prefixes of n-grams must be included."""
         order_of = [(is_special(word), spell(word), word) for word in words]
         places = sorted(range(len(words)), key=order_of.__getitem__)

@@ -139,10 +139,14 @@ def constants_of(config: FeatureConfig) -> Constants:
     weights = np.stack([rising, 1 - rising])
     weights[:, -1] = 0
     return Constants(
-        num_points=num_points, window=_window(config.window, length), lowest=first, weights=weights, starts=starts,
+        num_points=num_points,
+        window=_window(config.window, length),
+        lowest=first,
+        weights=weights,
+        starts=starts,
         is_filled=is_filled.astype(np.float64),
         cepstra=_cepstra(config.num_mel_bins, config.num_ceps) if config.num_ceps else None,
-    )  # fmt: skip
+    )
 
 
 class _FrontEnd(ctypes.Structure):

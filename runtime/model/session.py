@@ -169,9 +169,12 @@ def _inference_session(
     own = [dict(each) for each in settings.provider_options] or None
     # With `enable_fallback`, onnxruntime would print a message and retry.
     make = partial(
-        onnxruntime.InferenceSession, sess_options=options, providers=list(settings.providers), provider_options=own,
+        onnxruntime.InferenceSession,
+        sess_options=options,
+        providers=list(settings.providers),
+        provider_options=own,
         enable_fallback=False,
-    )  # fmt: skip
+    )
     try:
         if weights:
             values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]

@@ -12,9 +12,13 @@ _LONGEST_LINE = 1 << 24  # bytes. This limit prevents reading a whole binary fil
 
 
 def read_lines(
-    file: str | Path, what: str, error: Callable[[str], Exception], *,
-    opened: AbstractContextManager[IO[bytes]] | None = None, errors: str = "strict",
-) -> Iterator[tuple[int, str]]:  # fmt: skip
+    file: str | Path,
+    what: str,
+    error: Callable[[str], Exception],
+    *,
+    opened: AbstractContextManager[IO[bytes]] | None = None,
+    errors: str = "strict",
+) -> Iterator[tuple[int, str]]:
     """Yield the number and text of each line of a UTF-8 file that is not blank, without line end and byte order mark.
 
     `error` makes the error for a file that cannot be read, and `what` is the kind of file, such as "a list of

@@ -68,9 +68,14 @@ def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
         else:
             key, entry = _split(line)
         return Entry(
-            key=key, source=options.source(entry, recordings), start=start, end=end,
-            duration=None if end is None else end - start, text=texts(key), speaker=speakers(key),
-        )  # fmt: skip
+            key=key,
+            source=options.source(entry, recordings),
+            start=start,
+            end=end,
+            duration=None if end is None else end - start,
+            text=texts(key),
+            speaker=speakers(key),
+        )
 
     return read_table(tables.get("segments", recordings), options)
 

@@ -79,10 +79,15 @@ def read_wenet(line: str, list_path: str, options: ListOptions) -> Entry:
     record = json_record(line)
     start, end, duration = record.seconds("start") or 0.0, record.seconds("end"), record.seconds("duration")
     return Entry(
-        key=record.text("key"), source=options.source(record.text("wav").strip(), list_path), start=start, end=end,
-        duration=duration if end is None else end - start, text=record.label("txt"), speaker=record.label("speaker"),
+        key=record.text("key"),
+        source=options.source(record.text("wav").strip(), list_path),
+        start=start,
+        end=end,
+        duration=duration if end is None else end - start,
+        text=record.label("txt"),
+        speaker=record.label("speaker"),
         fields=record.unread(),
-    )  # fmt: skip
+    )
 
 
 @by_line
@@ -95,11 +100,16 @@ def read_nemo(line: str, list_path: str, options: ListOptions) -> Entry:
     path = record.text("audio_filepath")
     offset, duration = record.seconds("offset"), record.seconds("duration")
     return Entry(
-        key=path if offset is None else f"{path}#{record.value('offset')}", source=options.source(path, list_path),
+        key=path if offset is None else f"{path}#{record.value('offset')}",
+        source=options.source(path, list_path),
         # Without an offset, the duration is the rounded length of the file. A cut there could lose audio.
-        start=offset or 0.0, end=None if duration is None or offset is None else offset + duration, duration=duration,
-        text=record.label("text"), speaker=record.label("speaker"), fields=record.values,
-    )  # fmt: skip
+        start=offset or 0.0,
+        end=None if duration is None or offset is None else offset + duration,
+        duration=duration,
+        text=record.label("text"),
+        speaker=record.label("speaker"),
+        fields=record.values,
+    )
 
 
 @by_line
@@ -128,12 +138,14 @@ def read_lhotse(line: str, list_path: str, options: ListOptions) -> Entry:
     return Entry(
         key=key,
         source=options.command(place, list_path) if is_command else AudioFile(path=options.path(place, list_path)),
-        start=start, end=None if duration is None or is_whole else start + duration, duration=duration,
+        start=start,
+        end=None if duration is None or is_whole else start + duration,
+        duration=duration,
         channel=channel if isinstance(channel, int) and source.value("channels", [0]) != [0] else None,
         text=" ".join(filter(None, texts)) if any(text is not None for text in texts) else None,
         speaker=speakers.pop() if len(speakers) == 1 else None,
         fields=checked_object("custom", record.value("custom") or {}),
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
