@@ -118,32 +118,6 @@ def test_no_split_and_no_short_cut_changes_anything(toys, seed, order, beam_size
     assert search.hypotheses() == whole.hypotheses()
 
 
-@pytest.mark.parametrize("order", [1, 3])
-def test_look_ahead_is_the_best_of_all_ways_to_the_words(toys, order):
-    model, definition = toys[order]
-    ngrams = model.ngrams
-    ids = {word: number for number, word in enumerate(ngrams.words)}
-
-    def ways(history, word):
-        """Yield the n-grams that predict the word, each with the backoffs before it."""
-        penalty = 0.0
-        for start in range(len(history) + 1):
-            suffix = history[start:]
-            if (*suffix, word) in definition.log_probs:
-                yield penalty + definition.log_probs[*suffix, word]
-            penalty += definition.backoffs.get(suffix, 0.0)
-
-    for before in itertools.product(WORDS, repeat=3):
-        history = ngrams.begin
-        for word in before:
-            _, history = ngrams.step(history, ids[word])
-        upper = tuple(word.upper() for word in before)[-order + 1 :] if order > 1 else ()
-        for low, high in itertools.combinations(range(len(WORDS) + 1), 2):
-            found = ngrams.best(history, low, high, float(ngrams.log_prob[1 + low : 1 + high].max()))
-            expected = max(way for word in ngrams.words[low:high] for way in ways(upper, word.upper()))
-            assert found == pytest.approx(expected, abs=1e-5)
-
-
 def test_hotwords_and_a_model_add_up(toys):
     model, definition = toys[3]
     log_probs = random_log_probs(5, 4, len(BPE), scale=1.0)

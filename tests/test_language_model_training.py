@@ -1,4 +1,4 @@
-"""Training, compared with the formulas of modified Kneser-Ney for each n-gram, and with results of lmplz."""
+"""Training, compared with results of lmplz, and the properties of models of any text."""
 
 import itertools
 import math
@@ -14,61 +14,6 @@ from u2moe.runtime.language.files import read_arpa
 from u2moe.runtime.language.kneser_ney import TrainingOptions, count_ngrams, train
 from u2moe.runtime.language.ngrams import LN10
 
-FALLBACK = {1: 0.5, 2: 1.0, 3: 1.5}
-
-
-class ByTheBook:
-    """Interpolated modified Kneser-Ney, computed from the definitions."""
-
-    def __init__(self, sentences, order, prune):
-        self.order = order
-        occurrences = {length: Counter() for length in range(1, order + 1)}
-        for sentence in sentences:
-            words = ["<s>", *sentence, "</s>"]
-            for length in range(1, order + 1):
-                for end in range(1, len(words)):
-                    if end + 1 >= length:
-                        occurrences[length][tuple(words[end + 1 - length : end + 1])] += 1
-        self.counts = {}
-        for length, ngrams in occurrences.items():
-            for ngram, count in ngrams.items():
-                before = {other[0] for other in occurrences.get(length + 1, ()) if other[1:] == ngram}
-                self.counts[ngram] = count if length == order or ngram[0] == "<s>" else len(before)
-        thresholds = [prune[min(length, len(prune)) - 1] for length in range(1, order + 1)]
-        self.kept = {n for n in self.counts if len(n) == 1 or occurrences[len(n)][n] > thresholds[len(n) - 1]}
-        self.words = {*(word for sentence in sentences for word in sentence), "</s>", "<unk>"}
-        self.discounts = {length: self._discounts(length) for length in range(1, order + 1)}
-
-    def _discounts(self, length):
-        t = Counter(count for ngram, count in self.counts.items() if len(ngram) == length)
-        if not (t[1] and t[2] and t[3]):
-            return FALLBACK
-        y = t[1] / (t[1] + 2 * t[2])
-        discounts = {j: j - (j + 1) * y * t[j + 1] / t[j] for j in (1, 2, 3)}
-        return discounts if all(0 <= discounts[j] <= j for j in discounts) else FALLBACK
-
-    def following(self, history):
-        return {n: c for n, c in self.counts.items() if n[:-1] == history}
-
-    def discount(self, ngram):
-        return self.discounts[len(ngram)][min(self.counts[ngram], 3)]
-
-    def freed(self, history):
-        following = self.following(history)
-        freed = sum(self.discount(n) if n in self.kept else c for n, c in following.items())
-        return freed / sum(following.values()) if following else 1.0
-
-    def probability(self, word, history):
-        """Return P(word | history) of the model: its longest n-gram, with the backoffs before it."""
-        ngram = (*history, word)
-        if ngram in self.kept or not history:
-            total = sum(self.following(history).values())
-            own = (self.counts[ngram] - self.discount(ngram)) / total if ngram in self.counts else 0.0
-            lower = self.probability(word, history[1:]) if history else 1 / len(self.words)
-            return own + self.freed(history) * lower
-        is_history = history in self.kept or history == ("<s>",)
-        return (self.freed(history) if is_history else 1.0) * self.probability(word, history[1:])
-
 
 def probability(ngrams, word, history):
     ids = {text: number for number, text in enumerate(ngrams.words)}
@@ -82,17 +27,31 @@ sentences = st.lists(st.lists(st.sampled_from("abcd"), min_size=1, max_size=6), 
 
 
 @given(sentences, st.integers(1, 4), st.sampled_from([(0,), (0, 1), (0, 0, 1), (0, 1, 2)]))
-def test_every_probability_is_that_of_the_book(text, order, prune):
+def test_probabilities_sum_to_one_and_what_is_rare_is_pruned(text, order, prune):
     prune = prune[:order]
-    book = ByTheBook(text, order, prune)
     ngrams = train(count_ngrams(text, order), TrainingOptions(order=order, prune=prune))
-    histories = {(), ("<s>",)} | {n for n in book.counts if len(n) < order and n[-1] != "</s>"}
+    occurrences = Counter()
+    for words in (("<s>", *sentence, "</s>") for sentence in text):
+        for end in range(2, len(words) + 1):
+            occurrences.update(words[begin:end] for begin in range(max(end - order, 0), end))
+    kept = Counter(len(n) for n, count in occurrences.items() if count > prune[min(len(n), len(prune)) - 1])
+    assert list(ngrams.num_ngrams[1:]) == [kept[length] for length in range(2, order + 1) if kept[length]]
+    histories = {(), ("<s>",)} | {n for n in occurrences if len(n) < order and n[-1] != "</s>"}
     for history in itertools.islice(sorted(histories), 12):
-        if len(history) < order:
-            for word in book.words:
-                expected = book.probability(word, history)
-                assert probability(ngrams, word, history) == pytest.approx(expected, rel=1e-4)
-            assert sum(probability(ngrams, word, history) for word in book.words) == pytest.approx(1, abs=1e-4)
+        total = sum(probability(ngrams, word, history) for word in ngrams.words if word != "<s>")
+        assert total == pytest.approx(1, abs=1e-4)
+
+
+def test_discounts_of_small_texts_are_those_of_lmplz():
+    """They are estimated if something occurs once, twice and three times. Otherwise, they are 0.5, 1 and 1.5."""
+    for text, order, expected in (
+        (["a"], 2, {("a", ()): 5 / 12, ("a", ("<s>",)): 17 / 24, ("</s>", ("a",)): 17 / 24, ("a", ("a",)): 5 / 24}),
+        (["b"] * 2, 1, {("b", ()): 1 / 4 + 1 / 2 / 3}),
+        (["c"] * 3, 1, {("c", ()): 1.5 / 6 + 1 / 2 / 3}),
+        (["abbccc"], 1, {("a", ()): 0.5 / 7 + 0.9 / 7, ("b", ()): 1.5 / 7 + 0.9 / 7, ("c", ()): 0.9 / 7}),
+    ):
+        ngrams = train(count_ngrams(text, order), TrainingOptions(order=order))
+        assert [probability(ngrams, *case) for case in expected] == pytest.approx(list(expected.values()), rel=1e-4)
 
 
 def random_text(seed, num_sentences=400):

@@ -194,20 +194,16 @@ def test_a_reset_waits_for_the_thread_that_decodes():
     assert [segment.text for segment in stream.take_segments()] == ["C"]
 
 
-def test_a_reset_is_refused_within_decoding():
+def test_a_stream_is_decoded_with_its_own_model_and_not_reset_meanwhile():
     streams = []
     toy = Recognizer(ToyBundle(), ToyModel(19.0), observer=Observer(concluded=lambda _: streams[0].reset()))
     streams.append(toy.create_stream(CHUNKED))
     streams[0].accept_waveform(RATE, say("A", [0.3])[0])
     streams[0].input_finished()
+    with pytest.raises(ValueError, match="this stream belongs to another model"):
+        toy_recognizer().decode_streams(streams)
     with pytest.raises(StreamError, match="cannot be reset by the thread that is decoding it"):
         toy.decode_streams(streams)
-
-
-def test_a_stream_is_decoded_with_its_own_model(toy):
-    stream = toy.create_stream(CHUNKED)
-    with pytest.raises(ValueError, match="this stream belongs to another model"):
-        toy_recognizer().decode_streams([stream])
 
 
 @pytest.mark.parametrize("options", [{"beam_size": 5}, {}, 0, "greedy"])
