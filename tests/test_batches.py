@@ -79,7 +79,7 @@ def test_recordings_of_like_length_share_a_call_with_full_context(recognizer, so
     check_all([stream.take_segments() for stream in streams], alone)
 
 
-@settings(max_examples=4)
+@settings(max_examples=3)
 @given(st.data())
 def test_batches_may_change_from_chunk_to_chunk(recognizer, sound, data):
     """Streams start, end, pause and change places: caches must stay with their stream."""

@@ -113,7 +113,7 @@ CASES = [CHUNKED, TINY, dataclasses.replace(CHUNKED, chunk_size=5), dataclasses.
 
 
 @pytest.mark.parametrize("options", CASES)
-@settings(max_examples=3)
+@settings(max_examples=2)
 @given(st.lists(st.integers(0, 50_000), max_size=8), st.booleans())
 def test_partial_results_say_what_is_committed_in_any_split_batch_and_thread(options, splits, is_alone):
     toy = toy_recognizer()

@@ -17,7 +17,7 @@ KNOWN = golden.known()
 @pytest.fixture(
     scope="module",
     params=[
-        *((name, 6) for name in KNOWN),
+        *((name, 4) for name in KNOWN),
         *(pytest.param((name, None), marks=pytest.mark.endurance) for name in KNOWN),
     ],
     ids=str,
