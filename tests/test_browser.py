@@ -90,9 +90,7 @@ KEPT = """async () => {
 """Whether the manifest and all files of the model are in the cache."""
 
 
-def test_a_file_gives_what_python_gives_also_from_a_damaged_cache_on_a_phone_and_without_a_host(
-    new_page, site, talk, wanted
-):
+def test_a_file_gives_what_python_gives_from_a_damaged_cache_on_a_phone_and_offline(new_page, site, talk, wanted):
     with host(site) as url:
         page = new_page(url, may_fail=True)
         page.wait_for_selector("body.ready")
@@ -213,9 +211,8 @@ def test_what_was_recognised_outlives_the_recogniser_and_the_page(page, talk, wa
     reload(page)
     expect(words).to_have_text(wanted * 2)
     words.first.click()
-    expect(page.get_by_role("alert")).to_contain_text(
-        "minutes from the microphone can be played, until the page is reloaded."
-    )
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text("minutes from the microphone can be played, until the page is reloaded.")
     page.set_input_files("#file", talk)
     expect(words).to_have_text(wanted * 3, timeout=PATIENCE_MS)
     starts = [float(start) for start in words.evaluate_all("all => all.map(({ dataset }) => dataset.start)")]

@@ -541,9 +541,7 @@ def test_a_bundle_in_memory_is_that_of_its_folder(check, bundle, static, talk, t
         assert {each.name for each in onnx.load(tmp_path / "last.onnx").graph.input} == inputs
 
 
-def test_native_kernels_run_packed_bundles_and_all_functions_but_those_that_they_refuse(
-    program, bundle, quantized, talk, tmp_path
-):
+def test_native_kernels_run_packed_bundles_and_all_that_they_do_not_refuse(program, bundle, quantized, talk, tmp_path):
     """As in Python, with equal results: onnxruntime runs only the refused function."""
     pytest.importorskip("u2moe_kernels", reason="u2moe-kernels is not installed", exc_type=ImportError)
     packed, _ = quantize_bundle(bundle.path, tmp_path / "packed", recipe("int8", packed=True))

@@ -66,10 +66,8 @@ def installed(monkeypatch, tmp_path):
 def registered(installed, monkeypatch):
     """Install a library that onnxruntime accepts. Returns the registered files."""
     installed()
-    files = []
-    monkeypatch.setattr(
-        onnxruntime.SessionOptions, "register_custom_ops_library", lambda _, file: files.append(file), raising=False
-    )
+    files, method = [], "register_custom_ops_library"
+    monkeypatch.setattr(onnxruntime.SessionOptions, method, lambda _, file: files.append(file), raising=False)
     native.installed_kernels()
     files.clear()
     return files

@@ -85,9 +85,7 @@ def test_turn_moves_the_ends_of_utterances_by_a_language_model(demo, clip):
 
 @pytest.mark.parametrize("name", [name for name, declared in OPTIONS.items() if declared.flag])
 def test_a_flag_changes_what_the_command_line_says(demo, clip, name, capsys, monkeypatch):
-    monkeypatch.setattr(
-        Recognizer, "load", lambda _folder, _settings, **chosen: Recognizer(demo.bundle, demo.model, **chosen)
-    )
+    monkeypatch.setattr(Recognizer, "load", lambda *_, **chosen: Recognizer(demo.bundle, demo.model, **chosen))
 
     def said(*options):
         assert cli.main(["transcribe", str(clip), "-f", "json", *options]) == 0

@@ -144,9 +144,8 @@ def test_products_compute_what_numpy_does(library, num_rows, inner, columns, kin
 @pytest.mark.parametrize("weight", [-128, 127])
 def test_sums_of_the_longest_rows_are_exact_and_longer_rows_an_error(library, weight):
     """32 bits can store them, with little room; sums of pairs would saturate 16 bits."""
-    made = [
-        product_of(np.full((num, 2), weight, np.int8), np.ones(2, np.float32)) for num in (MOST_ROWS, MOST_ROWS + 1)
-    ]
+    shapes, ones = [(MOST_ROWS, 2), (MOST_ROWS + 1, 2)], np.ones(2, np.float32)
+    made = [product_of(np.full(shape, weight, np.int8), ones) for shape in shapes]
     q = np.stack([np.full(MOST_ROWS, code, np.uint8) for code in (0, 255)])
     (found,) = session_with(made[0], library).run(None, {"q": q, "row_scale": np.ones((2, 1), np.float32)})
     exact = np.array([-128.0, 127.0])[:, np.newaxis] * weight * MOST_ROWS
@@ -192,9 +191,7 @@ def test_a_linear_layer_computes_what_its_function_does(library, bias, kind):
     operator=st.sampled_from(["Linear", "FeedForward", "GatedFeedForward"]), sizes=SIZES, num_rows=TOKENS,
     block_size=st.sampled_from([16, 32, 64, 128]), bias=st.booleans(), seed=st.integers(0, 99),
 )  # fmt: skip
-def test_a_layer_in_int4_is_the_one_in_int8_whose_weights_it_holds(
-    library, operator, sizes, num_rows, block_size, bias, seed
-):
+def test_a_layer_in_int4_is_that_in_int8_with_its_weights(library, operator, sizes, num_rows, block_size, bias, seed):
     """The results are identical to the last bit. Int4 products name no activation."""
     random, ones = np.random.default_rng(seed), {"w1": sizes, "w2": sizes[::-1]}
     shapes = {"Linear": {"weight": sizes}, "FeedForward": ones, "GatedFeedForward": {"gate": sizes, **ones}}[operator]

@@ -54,7 +54,8 @@ def shared_library(factory, *settings, flags):
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "prefix").exists():
-            installed_library(folder, "-DBUILD_SHARED_LIBS=ON", *settings, flags=flags)
+            cases = f"-DCMAKE_PROJECT_u2moe_INCLUDE={CHECKS / 'cases.cmake'}"
+            installed_library(folder, "-DBUILD_SHARED_LIBS=ON", cases, *settings, flags=flags)
     return folder
 
 
