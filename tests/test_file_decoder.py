@@ -70,7 +70,7 @@ def read(own, content, name="a"):
     return np.concatenate([np.zeros(0, np.float32), *own.read(io.BytesIO(content), name, RATE)])
 
 
-def test_samples_are_those_of_reading_here_and_errors_name_the_file(own):
+def test_samples_and_errors_are_those_of_reading_here(own):
     whole = np.random.default_rng(0).normal(0, 0.1, (25 * 44_100, 2)).astype(np.float32)
     sound = io.BytesIO()
     soundfile.write(sound, whole, 44_100, format="WAV")
@@ -78,30 +78,29 @@ def test_samples_are_those_of_reading_here_and_errors_name_the_file(own):
         np.testing.assert_array_equal(read(own, content), np.concatenate(list(read_blocks(content, RATE))))
         assert own.stated_s == duration_of(io.BytesIO(content))
     assert len(next(own.read(sound, "a", RATE))) > 9 * RATE  # a buffer of ten seconds; the rest is abandoned
-    np.testing.assert_array_equal(read(own, CLIP.read_bytes()), soundfile.read(CLIP, dtype="float32")[0])
-    with pytest.raises(AudioError, match=r"^odd\.mp3: cannot be read as audio"):
-        read(own, b"no sound", "odd.mp3")
     sound = encoded(np.zeros(RATE, np.float32), RATE, "WAV", "PCM_16")
     with pytest.raises(TruncatedAudioError, match=r"^cut\.wav: contains 11\d+ of the 32000 bytes"):
         read(own, sound[:12_000], "cut.wav")
-    vorbis = io.BytesIO()
-    with soundfile.SoundFile(vorbis, "w", 48_000, 255, "VORBIS", format="OGG") as file:
-        file.write(np.zeros((100, 255), np.float32))
-    with pytest.raises(AudioError, match="has 255 channels, expected at most 64"):
-        read(own, vorbis.getvalue())
+
+    class Broken(io.BytesIO):
+        def read(self, *_):
+            raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(own.read(Broken(b"abc"), "a", RATE))
+    assert len(read(own, CLIP.read_bytes())) > RATE
 
 
-DEATHS = {"crash": "the decoder process died", "exit": r"the decoder process died \(7\)"}
-LIMITED = {
+FAULTS = {"crash": "the decoder process died", "exit": r"the decoder process died \(7\)"} | ({
     "spin": "decoding takes too long", "memory": "decoding takes too much memory",
     "descriptors": "the decoder process died", "disk": "the decoder process died",
-}  # fmt: skip
+} if HAS_LIMITS else {})  # fmt: skip
 
 
 @pytest.mark.slow
 def test_what_a_file_does_to_the_process_ends_there(own, monkeypatch):
     monkeypatch.setattr(decoder, "_CODE", ODD)
-    for name, told in (DEATHS | (LIMITED if HAS_LIMITS else {})).items():
+    for name, told in FAULTS.items():
         with pytest.raises(DecoderError, match=f"{name}: cannot be decoded: {told}"):
             read(own, CLIP.read_bytes(), name)
     assert len(read(own, CLIP.read_bytes())) > RATE
@@ -118,7 +117,7 @@ def test_a_process_of_little_starts_all_the_same(own, monkeypatch):
 
 def test_what_stands_still_is_ended(own, monkeypatch):
     monkeypatch.setattr(decoder, "_CODE", ODD.replace("-1.5", "1000"))
-    monkeypatch.setattr(decoder, "_PATIENCE_S", 3.0)
+    monkeypatch.setattr(decoder, "_PATIENCE_S", 1.0)
     with pytest.raises(DecoderError, match="spin: cannot be decoded: decoding takes too long"):
         read(own, CLIP.read_bytes(), "spin")
 
@@ -147,16 +146,6 @@ def test_a_process_that_ended_between_files_is_no_files_fault(own):
     own._process.wait()
     with pytest.raises(DecoderError):  # instead of the end of the file
         next(blocks)
-
-
-def test_a_file_that_cannot_be_read_ends_nothing_else(own):
-    class Broken(io.BytesIO):
-        def read(self, *_):
-            raise OSError("the disk is gone")
-
-    with pytest.raises(OSError, match="the disk is gone"):
-        next(own.read(Broken(b"abc"), "a", RATE))
-    assert len(read(own, CLIP.read_bytes())) > RATE
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

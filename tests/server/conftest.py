@@ -14,6 +14,7 @@ import time
 import httpx
 import numpy as np
 import pytest
+import soundfile
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
@@ -41,12 +42,6 @@ def demo():
     return Recognizer.from_pretrained()
 
 
-@pytest.fixture(scope="session")
-def speech():
-    """Return a function from a sample rate to int16 speech of three people with pauses, which has several segments."""
-    return make_speech
-
-
 @functools.cache
 def make_speech(sample_rate=16_000):
     clips = [read_audio(DEMO_FOLDER / "clips" / f"{name}.flac", 16_000) for name in ("command", "question", "command")]
@@ -54,6 +49,20 @@ def make_speech(sample_rate=16_000):
     samples = np.concatenate([part for clip in clips for part in (clip, pause)])
     resampled = np.concatenate(list(convert(samples, 16_000, sample_rate)))
     return np.clip(resampled * 32768, -32768, 32767).astype(np.int16)
+
+
+@pytest.fixture(scope="session")
+def speech():
+    """Return a function from a sample rate to int16 speech of three people with pauses, which has several segments."""
+    return make_speech
+
+
+@pytest.fixture(scope="session")
+def talk(tmp_path_factory):
+    """Return a WAV file of `speech`."""
+    file = tmp_path_factory.mktemp("talk") / "talk.wav"
+    soundfile.write(file, make_speech(), 16_000)
+    return file
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +74,11 @@ def expected(demo):
         return demo.transcribe(make_speech(sample_rate), sample_rate, options=STREAMING)
 
     return transcript
+
+
+@pytest.fixture(scope="session")
+def texts(expected):
+    return [segment.text for segment in expected().segments]
 
 
 class Client:
@@ -91,6 +105,11 @@ class Client:
         while not events or events[-1]["type"] not in kinds:
             events.append(self.receive())
         return events
+
+    def wait_for_text(self):
+        """Wait for a partial result of an unfinished utterance."""
+        while not (event := self.receive())["text"]:
+            assert event["type"] == "partial"
 
     def rest(self, last=None):
         """Return all messages until the server closes the connection, or up to the message `last`."""
@@ -265,18 +284,26 @@ def held(demo):
 
 
 @contextlib.contextmanager
-def start_process(*options, before="", command=(sys.executable,), **environment):
-    """Start `u2moe serve` on free ports after code `before`, and yield it when it is ready, with `said` and `urls`. It
-    is killed at the end of the context if it still runs."""
+def start_process(*options, before="", command=(sys.executable,), early=None, **environment):
+    """Start `u2moe serve` on free ports after code `before`, and yield it when it is ready, with `said`, `urls` and the
+    function `read_to`. The signal `early` is sent during the start. It is killed at the end if it still runs."""
     before += f"\nfrom u2moe.runtime.server import models\nmodels._MEASURED_S = {models._MEASURED_S}"
     command = [*command, "-c", f"{before}\nfrom u2moe.runtime.cli import main\nraise SystemExit(main())", "serve"]
     settings = {"stderr": subprocess.PIPE, "text": True, "env": {**os.environ, **environment}}
     with subprocess.Popen([*command, "--port", "0", *options], **settings) as process:
+
+        def read_to(text):
+            line = ""
+            while text not in line:
+                process.said += (line := process.stderr.readline())
+                assert line or process.poll() is None, process.said
+
+        process.said, process.read_to = "", read_to
         try:
-            process.said = ""
-            while "ready: " not in process.said:
-                process.said += process.stderr.readline()
-                assert process.poll() is None, process.said
+            if early is not None:
+                read_to("listening")
+                process.send_signal(early)
+            read_to("ready: ")
             process.urls = [f"http://{place}" for place in re.findall(r"://(127.0.0.1:\d+)", process.said)]
             yield process
         finally:

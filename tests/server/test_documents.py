@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import soundfile
 
 from u2moe.runtime import Result, cli
 from u2moe.runtime.server.log import Metrics
@@ -34,9 +33,9 @@ def blocks_of(language):
 
 
 @pytest.fixture
-def adapted(server, speech, tmp_path, monkeypatch):
+def adapted(server, speech, talk, tmp_path, monkeypatch):
     """Return a function that makes code of the page use the tests' server, in a folder with a recording."""
-    soundfile.write(tmp_path / "talk.wav", speech(), 16_000)
+    shutil.copy(talk, tmp_path)
     (tmp_path / "talk.raw").write_bytes(speech().tobytes())
     monkeypatch.chdir(tmp_path)
     return lambda code: code.replace(":8000", f":{server.ports['http']}").replace("10300", f"{server.ports['wyoming']}")
@@ -94,15 +93,10 @@ def test_the_example_in_javascript(adapted, expected, tmp_path):
     assert found["partials"]
 
 
-def column(title):
-    """Return the code names in the first column of a table."""
-    rows = PROTOCOLS.partition(f"| {title} |")[2].partition("\n\n")[0]
-    firsts = [row.split("|")[1] for row in rows.splitlines() if row.startswith("| `")]
-    return [name for first in firsts for name in re.findall(r"`(\w+)`", first)]
-
-
 def test_the_guide_and_openapi_name_all_options_fields_and_metrics(server):
-    assert sorted(column("field")) == sorted(Result.__dataclass_fields__)
+    rows = PROTOCOLS.partition("| field |")[2].partition("\n\n")[0].splitlines()
+    fields = [name for row in rows if row.startswith("| `") for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert sorted(fields) == sorted(Result.__dataclass_fields__)
     metrics = set(re.findall(r"^# TYPE (\w+)", Metrics().text(), re.MULTILINE)) - {"u2moe_ready"}
     assert {f"`{name}`" for name in metrics} <= set(re.findall(r"`u2moe_\w+`", GUIDE))
     document = server.get("/openapi.json").json()
@@ -123,16 +117,12 @@ def served(arguments):
     return cli.parser(arguments).parse_args(arguments)
 
 
-def instructions(dockerfile):
-    """Return the instructions of the last stage: arguments by name, the last of each."""
-    lines = re.sub(r"^#.*\n", "", dockerfile.read_text(encoding="utf-8"), flags=re.MULTILINE).replace("\\\n", "")
-    stage = re.split(r"^FROM ", lines, flags=re.MULTILINE)[-1].partition("\n")[2]
-    return dict(line.split(maxsplit=1) for line in stage.splitlines() if line)
-
-
 def test_the_image_its_healthcheck_and_the_systemd_unit(server, tmp_path):
     """The server is process 1, not the child of a shell that would swallow SIGTERM, and does not run as root."""
-    found = instructions(EXAMPLES / "Dockerfile")
+    text = (EXAMPLES / "Dockerfile").read_text(encoding="utf-8")
+    lines = re.sub(r"^#.*\n", "", text, flags=re.MULTILINE).replace("\\\n", "")
+    stage = re.split(r"^FROM ", lines, flags=re.MULTILINE)[-1].partition("\n")[2]  # the last one
+    found = dict(line.split(maxsplit=1) for line in stage.splitlines() if line)
     assert json.loads(found["ENTRYPOINT"]) == ["u2moe"]
     args = served(json.loads(found["CMD"]))
     assert args.host == "0.0.0.0"
@@ -141,8 +131,8 @@ def test_the_image_its_healthcheck_and_the_systemd_unit(server, tmp_path):
     assert found["STOPSIGNAL"] == "SIGTERM"
     options, _, check = found["HEALTHCHECK"].partition(" CMD ")
     assert {option.partition("=")[0] for option in options.split()} == {"--start-period", "--interval", "--timeout"}
-    assert f"http://127.0.0.1:{args.port}/readyz" in json.loads(check)[-1]
-    check = json.loads(instructions(EXAMPLES / "Dockerfile")["HEALTHCHECK"].partition(" CMD ")[2])
+    check = json.loads(check)
+    assert f"http://127.0.0.1:{args.port}/readyz" in check[-1]
     for url, is_well in ((server.url, True), ("http://127.0.0.1:9", False)):
         command = [sys.executable, check[1], check[2].replace("http://127.0.0.1:8000", url)]
         assert (subprocess.run(command, capture_output=True, timeout=120, check=False).returncode == 0) == is_well

@@ -1,4 +1,4 @@
-"""A stopping server finishes running utterances and refuses new clients."""
+"""Admission of clients, and a stopping server: it finishes running utterances and refuses new clients."""
 
 import contextlib
 import json
@@ -9,36 +9,46 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
 import pytest
-import soundfile
 from dialects import END, START, audio_messages
 from websockets.exceptions import ConnectionClosed
+
+from u2moe.runtime.decoding.stream_state import SearchWords
+from u2moe.runtime.server.accounts import Admission, Lateness
+from u2moe.runtime.server.errors import UnavailableError
+from u2moe.runtime.server.log import Metrics
 
 PATIENCE_S = 120
 
 
-def wait_for_speech(client):
-    """Wait for a partial result of an unfinished utterance."""
-    while not (event := client.receive())["text"]:
-        assert event["type"] == "partial"
+@pytest.fixture(scope="session")
+def pause(expected):
+    """Return the sample in the pause after the first segment."""
+    return round((expected().segments[1].start - 0.05) * 16_000)
 
 
-def test_an_utterance_is_finished_then_the_connection_is_closed(running, speech, expected):
-    samples = speech()
-    with running(drain_s=PATIENCE_S) as server, server.connect() as client:
-        client.start()
-        client.play(samples[:24_000])
-        wait_for_speech(client)
-        server.stop()
-        server.wait_until(lambda: not server.service.is_ready)
-        end = round((expected().segments[1].start - 0.05) * 16_000)  # in the pause
-        client.play(samples[24_000:end])
-        finals = [event["text"] for event in client.receive_until("done") if event["type"] == "final"]
-        assert finals == [expected().segments[0].text]
-        assert client.close_code() == 1001
+def test_an_utterance_is_finished_then_the_connection_is_closed_and_nobody_is_let_in(running, speech, expected, pause):
+    with running(drain_s=PATIENCE_S) as server, httpx.Client(base_url=server.url, trust_env=False) as http:
+        assert http.get("/readyz").status_code == 200
+        with server.connect() as client:
+            client.start()
+            client.play(speech()[:24_000])
+            client.wait_for_text()
+            server.stop()
+            server.wait_until(lambda: not server.service.is_ready)
+            assert http.get("/readyz").status_code == 503  # on the existing connection
+            assert http.get("/healthz").status_code == 200
+            with server.connect() as late:
+                assert late.close_code() == 1001
+            assert server.post(files={"file": b""}).status_code == 503
+            client.play(speech()[24_000:pause])
+            finals = [event["text"] for event in client.receive_until("done") if event["type"] == "final"]
+            assert finals == [expected().segments[0].text]
+            assert client.close_code() == 1001
         server.join()
 
 
@@ -58,7 +68,7 @@ def test_who_speaks_without_end_is_cut_off_with_what_was_recognised(running, spe
     with running(drain_s=0.5) as server, server.connect() as client:
         client.start()
         client.play(samples)
-        wait_for_speech(client)
+        client.wait_for_text()
         server.stop()
         events = client.receive_until("done")
         text = demo.transcribe(samples, options=server.service.default.stream_options).text
@@ -78,9 +88,8 @@ def test_what_a_client_ends_itself_is_whole_or_an_error(running, speech, expecte
         middle = len(messages) // 2  # in a pause
         for part in messages[:middle]:
             client.send(part)
-        server.wait_until(
-            lambda: any(each.duration > 4 and each.queued_s < 1 for each in server.service.scheduler.streams)
-        )
+        scheduler = server.service.scheduler
+        server.wait_until(lambda: any(each.duration > 4 and each.queued_s < 1 for each in scheduler.streams))
         server.stop()
         server.wait_until(lambda: not server.service.is_ready)
         for part in messages[middle:] if is_in_time else ():
@@ -96,64 +105,48 @@ def test_what_a_client_ends_itself_is_whole_or_an_error(running, speech, expecte
 
 
 def test_vosk_gets_the_answer_it_waits_for(running, speech):
-    samples = speech()
+    blocks = [speech()[start : start + 8000].tobytes() for start in range(0, len(speech()), 8000)]
     with running() as server, server.connect("/vosk") as client:
         client.tell(config={"sample_rate": 16000})
-        client.send(samples[:24_000].tobytes())
+        client.send(b"".join(blocks[:3]))
         assert client.receive()["partial"]
         server.stop()
         server.wait_until(lambda: not server.service.is_ready)
         answer = {}
-        for start in range(24_000, len(samples), 8000):
-            client.send(samples[start : start + 8000].tobytes())
-            answer = client.receive()
-            if "text" in answer:
+        for block in blocks[3:]:
+            client.send(block)
+            if "text" in (answer := client.receive()):
                 break
         assert answer["text"]
         assert client.close_code() == 1001
         server.join()
 
 
-def test_a_file_is_finished(running, held, speech, tmp_path):
-    soundfile.write(tmp_path / "talk.wav", speech(), 16_000)
-    content = (tmp_path / "talk.wav").read_bytes()
+def test_a_file_is_finished(running, held, talk):
     with running(held) as server, ThreadPoolExecutor() as pool:
-        posting = pool.submit(server.post, files={"file": content})
+        posting = pool.submit(server.post, files={"file": talk.read_bytes()})
         assert held.is_held.wait(PATIENCE_S)
         server.stop()
         server.wait_until(lambda: not server.service.is_ready)
         held.release()
         server.join()
-    assert posting.result().json()["text"] == held.transcribe(tmp_path / "talk.wav").text
+    assert posting.result().json()["text"] == held.transcribe(talk).text
 
 
-def test_nobody_is_let_in(running, speech):
-    with running() as server, httpx.Client(base_url=server.url, trust_env=False) as http:
-        assert http.get("/readyz").status_code == 200
-        with server.connect() as client:
-            client.start()
-            client.play(speech()[:24_000])
-            wait_for_speech(client)
-            server.stop()
-            server.wait_until(lambda: not server.service.is_ready)
-            assert http.get("/readyz").status_code == 503  # on the existing connection
-            assert http.get("/healthz").status_code == 200
-            with server.connect() as late:
-                assert late.close_code() == 1001
-            assert server.post(files={"file": b""}).status_code == 503
-            client.play(speech()[24_000:])
-            client.receive_until("done")
-        server.join()
-
-
-@pytest.mark.parametrize(("workers", "number"), [("1", signal.SIGINT), ("2", signal.SIGTERM)])
-def test_one_that_has_hardly_started_ends_at_once(workers, number):
-    command = [sys.executable, "-m", "u2moe", "serve", "--port", "0", "--workers", workers]
+@pytest.mark.parametrize(("number", "status", "more"), [
+    (signal.SIGINT, 130, ["--host", "unix:{}"]), (signal.SIGTERM, 0, ["--workers", "2", "--port", "0"])
+])  # fmt: skip
+def test_one_that_has_hardly_started_ends_at_once_and_removes_only_its_own_socket(tmp_path, number, status, more):
+    file = tmp_path / "socket"
+    command = [sys.executable, "-m", "u2moe", "serve", *(option.format(file) for option in more)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert "demo model" in process.stderr.readline()
         assert "listening" in process.stderr.readline()
+        file.unlink(missing_ok=True)
+        file.write_text("of another", encoding="utf-8")
         process.send_signal(number)
-        assert process.wait(PATIENCE_S) == (0 if number == signal.SIGTERM else 130)
+        assert process.wait(PATIENCE_S) == status
+    assert file.read_text(encoding="utf-8") == "of another"
 
 
 NEW_NAMESPACE = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child")
@@ -163,19 +156,78 @@ HAS_NAMESPACES = shutil.which("unshare") is not None and not subprocess.call(
 
 
 @pytest.mark.skipif(not HAS_NAMESPACES, reason="needs process namespaces")
-def test_process_1_finishes_an_utterance(serving, client_of, speech, expected):
+def test_process_1_finishes_an_utterance(serving, client_of, speech, expected, pause):
     """In a container, process 1 receives only signals that it handles."""
-    end = round((expected().segments[1].start - 0.05) * 16_000)  # in the pause
     with serving("--capacity", "4", command=(*NEW_NAMESPACE, sys.executable)) as process:
         (server,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii").split()
         with client_of(f"{process.urls[0].replace('http', 'ws')}/stream") as client:
             client.start()
             client.play(speech()[:24_000])
-            wait_for_speech(client)
+            client.wait_for_text()
             os.kill(int(server), signal.SIGTERM)
-            assert "finished first" in process.stderr.readline()
-            client.play(speech()[24_000:end])
+            process.read_to("finished first")
+            client.play(speech()[24_000:pause])
             finals = [event["text"] for event in client.receive_until("done") if event["type"] == "final"]
             assert finals == [expected().segments[0].text]
             assert client.close_code() == 1001
         assert process.wait(PATIENCE_S) == 0
+
+
+def test_each_protocol_says_that_it_is_full_and_a_place_is_free_again_when_its_client_leaves(running, speech, texts):
+    with running(capacity=2) as small:
+        with small.connect() as inside, small.connect("/sherpa"):
+            inside.start(partials=False)
+            assert small.metric("streams") == 2
+            for path, samples in zip(START, np.array_split(speech(), len(START)), strict=True):
+                with small.connect(path) as refused:
+                    told = refused.rest()
+                    assert refused.close_code() == 1013, path
+                    assert "the server is full" in refused.websocket.close_reason
+                    assert path != "/stream" or '"code": 1013' in told[0]
+                inside.play(samples)
+            assert [event["text"] for event in inside.finish()[:-1]] == texts
+            assert small.metric("refusals", "full") == len(START)
+        small.wait_until_empty()
+        with small.connect() as again:
+            again.start()
+
+
+def test_capacity_is_measured_with_the_language_model(running, monkeypatch):
+    """Streams with a language model are the plain ones: their cost is 1, and the capacity counts them."""
+    fusion, found = SearchWords.fusion, []
+    monkeypatch.setattr(SearchWords, "fusion", lambda *given: found.append(fusion(*given)) or found[-1])
+    with running(capacity=None) as server:
+        assert server.metric("capacity") == server.service.admission.num_slots >= 1
+    assert found
+    assert None not in found
+
+
+def test_nobody_is_admitted_while_results_are_late(monkeypatch):
+    """Refusals start at 0.6 seconds and end below 0.3, or without live audio. One stream is always admitted."""
+    now = [100.0]
+    monkeypatch.setattr("u2moe.runtime.server.accounts.time", SimpleNamespace(monotonic=lambda: now[0]))
+    metrics, lateness = Metrics(), Lateness()
+    admission = Admission(10, metrics, "streams", lateness)
+
+    def is_open():
+        try:
+            with admission.slot():
+                return True
+        except UnavailableError:
+            return False
+
+    def observe(seconds, times=40):
+        for _ in range(times):
+            now[0] += 0.1
+            lateness.observe(seconds)
+
+    observe(2.0, 4)  # a long round counts as much as several short ones
+    assert is_open()
+    with admission.slot():
+        assert not is_open()
+        for seconds, is_admitted in ((0.5, False), (0.2, True), (0.5, True), (2.0, False)):
+            observe(seconds)
+            assert is_open() == is_admitted
+        now[0] += 3
+        assert is_open()
+    assert metrics.total("refusals", "late") == 3

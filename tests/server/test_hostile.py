@@ -4,15 +4,14 @@ import contextlib
 import json
 import logging
 import re
-import resource
 import socket
 import struct
 import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from damage import resident_mb
 from dialects import UPGRADE, WYOMING_AUDIO, wyoming_event
 
 from u2moe.runtime.server import accounts, log
@@ -20,15 +19,6 @@ from u2moe.runtime.server.accounts import Connections
 
 PATIENCE_S = 120
 MEGABYTE = 1 << 20
-
-
-def resident_bytes():
-    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
-
-
-def upgrade(plain, more=b""):
-    """Open a WebSocket by hand, and immediately send more bytes."""
-    plain.sendall(f"{UPGRADE}\r\n".encode() + more)
 
 
 def frame_of(num_bytes, num_sent):
@@ -39,10 +29,8 @@ def frame_of(num_bytes, num_sent):
 def send_what_is_taken(plain, data):
     """Send data until the server closes the connection."""
     plain.settimeout(0.5)
-    try:
+    with contextlib.suppress(OSError):
         plain.sendall(data)
-    except OSError:
-        return
 
 
 @pytest.fixture(scope="module")
@@ -52,50 +40,12 @@ def small(running):
         yield server
 
 
-def test_a_refused_websocket_discards_what_comes(small):
-    frame = frame_of(3 * MEGABYTE, 2 * MEGABYTE)
-    with small.connect() as client:
-        client.start()
-        others = [small.open_plain() for _ in range(12)]
-        before = resident_bytes()
-        for plain in others:
-            upgrade(plain)
-        small.wait_until(lambda: small.metric("refusals", "full") >= 12)
-        for plain in others:
-            send_what_is_taken(plain, frame)
-        for plain in others:
-            plain.close()
-        assert client.finish()[-1]["type"] == "done"
-    small.wait_until(lambda: not small.server.connections.num_open)
-    assert resident_bytes() - before < 12 * MEGABYTE
-    small.wait_until_empty()
-
-
-def test_wyoming_reads_no_payload_but_audio(small):
-    """It reads them neither without a slot nor for other events."""
-    held = []
-    with small.connect() as client:
-        client.start()
-        for kind in ("ping", "audio-chunk"):
-            plain = small.open_plain("wyoming")
-            held.append(plain)
-            send_what_is_taken(plain, wyoming_event(kind, WYOMING_AUDIO, bytes(3 * MEGABYTE)))
-        assert b'"pong"' in held[0].recv(1000)
-        assert b"the server is full" in b"".join(iter(lambda: held[1].recv(1000), b""))
-        for plain in held:
-            plain.close()
-        assert client.finish()[-1]["type"] == "done"
-    with small.open_plain("wyoming") as plain:
-        plain.sendall(wyoming_event("describe", data_length=MEGABYTE))
-        assert b"data_length must be at most" in plain.recv(1000)
-    small.wait_until_empty()
-
-
-def test_a_refused_websocket_is_sent_nothing_after_its_end(small):
+def test_a_refused_websocket_discards_what_comes_and_is_sent_nothing_after_its_end(small):
     """Browsers treat data after the close frame as an error and hide the reason."""
-    with small.connect() as client, small.open_plain() as plain:
+    with small.connect() as client, contextlib.ExitStack() as stack:
         client.start()
-        upgrade(plain)
+        plain, *others = (stack.enter_context(small.open_plain()) for _ in range(13))
+        plain.sendall(f"{UPGRADE}\r\n".encode())
         answer = b""
         while b"1 streams at a time" not in answer[answer.find(b"\x88") :]:
             answer += plain.recv(10_000)
@@ -103,6 +53,28 @@ def test_a_refused_websocket_is_sent_nothing_after_its_end(small):
         with contextlib.suppress(TimeoutError):
             answer += plain.recv(10_000)
         assert answer.endswith(b"1 streams at a time")
+        before_mb, num_refused = resident_mb(), small.metric("refusals", "full")
+        for plain in others:
+            plain.sendall(f"{UPGRADE}\r\n".encode())
+        small.wait_until(lambda: small.metric("refusals", "full") == num_refused + 12)
+        for plain in others:
+            send_what_is_taken(plain, frame_of(3 * MEGABYTE, 2 * MEGABYTE))
+            plain.close()
+        assert client.finish()[-1]["type"] == "done"
+    small.wait_until(lambda: not small.server.connections.num_open)
+    assert resident_mb() - before_mb < 12
+    small.wait_until_empty()
+
+
+def test_wyoming_reads_no_payload_but_audio(small):
+    """It reads them neither without a slot nor for other events."""
+    with small.connect() as client, small.open_plain("wyoming") as pinging, small.open_plain("wyoming") as speaking:
+        client.start()
+        for plain, kind in ((pinging, "ping"), (speaking, "audio-chunk")):
+            send_what_is_taken(plain, wyoming_event(kind, WYOMING_AUDIO, bytes(3 * MEGABYTE)))
+        assert b'"pong"' in pinging.recv(1000)
+        assert b"the server is full" in b"".join(iter(lambda: speaking.recv(1000), b""))
+        assert client.finish()[-1]["type"] == "done"
     small.wait_until_empty()
 
 
@@ -130,29 +102,6 @@ def test_names_are_built_with_a_place_and_limited_in_all(small, monkeypatch):
     small.wait_until_empty()
 
 
-@pytest.mark.parametrize(("path", "sent", "is_closed"), [
-    ("/stream", r'{"\ud83d": 1}', True),
-    ("/stream", r'{"hotwords": ["\ud83d"]}', True),
-    ("/vosk", r'{"config": {"phrase_list": ["\udc00"]}}', True),
-    ("/v1/realtime", r'{"type": "nothing", "event_id": "\ud83d"}', False),
-    ("/v1/realtime", r'{"type": "session.update", "session": {"prompt": "\uDC00"}}', False),
-])  # fmt: skip
-def test_half_a_character_is_an_error_of_the_client(server, caplog, path, sent, is_closed):
-    with server.connect(path) as client:
-        for _ in range(2 - is_closed):
-            client.send(sent)
-        answers = client.rest() if is_closed else [client.websocket.recv(PATIENCE_S) for _ in range(3)]
-        assert any("surrogate" in answer for answer in answers)
-    assert "Traceback" not in caplog.text
-    server.wait_until_empty()
-    assert b"surrogate" in server.answer(b'{"type": "ping", "data": {"text": "\\ud83d"}}\n', "wyoming")
-    for half in (b'{"type": "ping", "data": {"text": "\xed\xa0\xbd"}}\n', '{"type": "ping"}\n'.encode("utf-16")):
-        assert b"invalid JSON" in server.answer(half, "wyoming")  # json.loads alone would accept both
-    with server.connect("/stream") as client:  # a complete pair is a character
-        client.send(r'{"hotwords": ["\ud83d\ude00"]}')
-        assert "surrogate" not in client.rest()[0]
-
-
 def test_the_log_quotes_no_client():
     record = logging.LogRecord("u2moe.server", logging.ERROR, "", 0, "a connection was ended", (), None)
     with pytest.raises(KeyError) as caught:
@@ -162,28 +111,21 @@ def test_the_log_quotes_no_client():
     assert re.fullmatch(r"a connection was ended KeyError at test_hostile.py:\d+ test_the_log_quotes_no_client", line)
 
 
-def test_a_frame_is_no_longer_than_a_protocol_needs(small):
+def test_a_frame_is_no_longer_than_a_protocol_needs(small, caplog):
+    """The first ones come with the handshake, from clients that do not wait for the response."""
+    before, num_refused = small.metric("failures", "recognition"), small.metric("refusals", "full")
+    others = [small.open_plain() for _ in range(8)]
+    for plain in others:
+        send_what_is_taken(plain, f"{UPGRADE}\r\n".encode() + frame_of(16 * MEGABYTE, MEGABYTE))
+    small.wait_until(lambda: small.metric("refusals", "full") + small.metric("streams") > num_refused)
+    for plain in others:
+        plain.close()
+    small.wait_until_empty()
     for frame in (frame_of(5 * MEGABYTE, 0), b"\x81\xff" + struct.pack("!Q", 2 * MEGABYTE) + bytes(4 + 2 * MEGABYTE)):
         with small.connect() as client:
             client.websocket.socket.sendall(frame)
             assert client.close_code() == 1009
         small.wait_until_empty()
-
-
-def test_frames_that_come_with_the_handshake(small, caplog):
-    """Frames that are too long, from clients that do not wait for the response, with or without a slot."""
-    before = small.metric("failures", "recognition")
-    num_refused = small.metric("refusals", "full")
-    others = [small.open_plain() for _ in range(8)]
-    for plain in others:
-        try:
-            upgrade(plain, more=frame_of(16 * MEGABYTE, MEGABYTE))
-        except OSError:  # the server has closed it
-            continue
-    small.wait_until(lambda: small.metric("refusals", "full") + small.metric("streams") > num_refused)
-    for plain in others:
-        plain.close()
-    small.wait_until_empty()
     assert small.metric("failures", "recognition") == before
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 

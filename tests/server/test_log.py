@@ -1,4 +1,4 @@
-"""The log that operators read."""
+"""Log and metrics, which operators read."""
 
 import contextlib
 import io
@@ -15,19 +15,23 @@ from types import SimpleNamespace
 import httpx
 import pytest
 import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
 from websockets.exceptions import InvalidStatus
 
 from u2moe.runtime.errors import AudioError
 from u2moe.runtime.server import errors, launch, log
-from u2moe.runtime.server.log import Metrics
+from u2moe.runtime.server.log import LATENCY_BUCKETS, Metrics, shared_rows
 from u2moe.runtime.server.options import ServerOptions
 
 PATIENCE_S = 120
+FEW_FILES = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (400, 400))"
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (INFO|WARNING|ERROR) u2moe\.server: (.+)")
 LIFE = (
-    ("INFO", "listening at http"), ("INFO", "loaded"), ("INFO", "ready: 1 live streams at a time"),
-    ("WARNING", "all slots are taken"), ("WARNING", "violated the protocol"), ("WARNING", "sent or read too little"),
-    ("INFO", "stopping"), ("INFO", "stopped"),
+    ("INFO", "listening at http"), ("WARNING", "only 272 connections at a time: the limit on open files is low"),
+    ("INFO", "loaded"), ("INFO", "ready: 1 live streams at a time"), ("WARNING", "all slots are taken"),
+    ("WARNING", "violated the protocol"), ("WARNING", "sent or read too little"), ("INFO", "stopping"),
+    ("INFO", "stopped"),
 )  # fmt: skip
 
 
@@ -42,10 +46,6 @@ def close_code(client_of, url, *messages):
     return code
 
 
-def damaged_form():
-    return {"content": b"--x\r\nno", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}
-
-
 def without_length(samples):
     """Return a WAV file without a length, as a recorder writes it while recording."""
     file = io.BytesIO()
@@ -56,7 +56,7 @@ def without_length(samples):
 
 
 def test_the_life_of_a_server(serving, client_of, speech, expected):
-    with serving("--capacity", "1", "--idle-timeout", "3") as process:
+    with serving("--capacity", "1", "--idle-timeout", "3", before=FEW_FILES) as process:
         address = process.urls[0].removeprefix("http://")
         url = f"ws://{address}/stream?api_key=secret-key"
         with client_of(url) as client:
@@ -66,7 +66,8 @@ def test_the_life_of_a_server(serving, client_of, speech, expected):
                     assert refused.close_code() == 1013
             client.play(speech())
             client.finish()
-        for content in (damaged_form(), {"files": {"file": ("live.wav", without_length(speech()))}}):  # not logged
+        damaged = {"content": b"--x\r\nno", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}
+        for content in (damaged, {"files": {"file": ("live.wav", without_length(speech()))}}):  # not logged
             httpx.post(f"http://{address}/v1/audio/transcriptions", trust_env=False, timeout=PATIENCE_S, **content)
         assert close_code(client_of, url, "secret-text") == 1008
         assert close_code(client_of, url) == 1008
@@ -120,27 +121,18 @@ def test_each_line_is_json_and_each_kind_comes_once(serving, client_of, tmp_path
     assert told
     assert set(told.values()) == {1}, told
     assert "ValueError" not in said
-    (last,) = [json.loads(line) for line in refused.stderr.splitlines()][-1:]
+    last = json.loads(refused.stderr.splitlines()[-1])
     assert (refused.returncode, last["logger"]) == (1, "stderr")
     assert f"cannot listen on 127.0.0.1 port {port}" in last["message"]
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not have this limit")
-def test_few_open_files_are_warned_of(serving):
-    few = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (400, 400))"
-    with serving("--capacity", "1", before=few) as process:
-        assert "WARNING u2moe.server: only 272 connections at a time" in process.said
-        assert "ulimit -Hn" in process.said
 
 
 def test_libraries_leave_a_line_of_each_kind_in_a_minute(monkeypatch):
     """Lines are grouped by code location, since their text may quote a client."""
     now, seen = [0.0], []
     monkeypatch.setattr("u2moe.runtime.server.log.time", SimpleNamespace(monotonic=lambda: now[0]))
-    library = logging.getLogger("u2moe-test-library")
+    library, handler = logging.getLogger("u2moe-test-library"), logging.Handler()
     library.setLevel(logging.INFO)
     library.propagate = False
-    handler = logging.Handler()
     handler.emit = lambda record: seen.append(record.getMessage())
     handler.addFilter(log._Rate().is_due)
     library.addHandler(handler)
@@ -154,42 +146,90 @@ def test_libraries_leave_a_line_of_each_kind_in_a_minute(monkeypatch):
     assert [rate.more(kind) for kind in range(1000)].count("") == 100
 
 
-def test_what_clients_do_is_counted_each_time_and_logged_once_in_a_while(monkeypatch, caplog):
-    times = iter((100.0, 101.0, 159.0, 161.0, 162.0, 230.0, 230.0))
-    monkeypatch.setattr("u2moe.runtime.server.log.time", SimpleNamespace(monotonic=lambda: next(times)))
+def test_each_incident_is_counted_and_has_a_line_once_in_a_while(monkeypatch, caplog):
+    now = [100.0]
+    monkeypatch.setattr("u2moe.runtime.server.log.time", SimpleNamespace(monotonic=lambda: now[0]))
     metrics = Metrics()
-    for _ in range(6):
+    for now[0] in (100.0, 101.0, 159.0, 161.0, 162.0, 230.0):
         metrics.refuse("full")
-    metrics.fail(errors.IdleError("late"))
-    assert (metrics.total("refusals", "full"), metrics.total("failures", "idle")) == (6, 1)
-    full = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
     refused = "refused a client: all slots are taken"
-    since = "more since the last such line"
-    assert full == [refused, f"{refused} (2 {since})", f"{refused} (1 {since})"]
-    assert "read too little for too long" in caplog.text
-
-
-def test_each_refusal_and_failure_has_words(caplog):
-    metrics = Metrics()
-    for reason in ("full", "stopping", "key", "origin"):
+    more = " more since the last such line)"
+    assert [each.getMessage() for each in caplog.records] == [refused, f"{refused} (2{more}", f"{refused} (1{more}"]
+    for reason in ("stopping", "key", "origin"):
         metrics.refuse(reason)
     wrong = errors.RequestError("wrong"), errors.IdleError("late"), errors.TooLargeError("large"), AudioError("noise")
     for error in (*wrong, errors.RecognitionError("failed"), RuntimeError("a bug"), errors.StoppingError()):
         metrics.fail(error)
     kinds = ("request", "idle", "too_large", "recognition")
     assert [metrics.total("failures", kind) for kind in kinds] == [2, 1, 1, 2]
-    assert len(caplog.records) == 8
+    assert metrics.total("refusals", "full") == 6
+    assert len(caplog.records) == 3 + 3 + len(kinds)
+    assert "read too little for too long" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("options", "is_warned"),
-    [({"host": "127.0.0.1"}, False), ({"host": "0.0.0.0"}, True), ({"host": "0.0.0.0", "api_key": "k"}, False)],
-)
-def test_a_server_that_is_open_to_all_warns(options, is_warned, caplog):
-    chosen = ServerOptions(port=0, **options)
-    sockets = launch.open_sockets(chosen, contextlib.ExitStack())
+@pytest.mark.parametrize(("host", "key", "is_warned"), [
+    ("127.0.0.1", None, False), ("0.0.0.0", None, True), ("0.0.0.0", "k", False)
+])  # fmt: skip
+def test_a_server_that_is_open_to_all_warns(host, key, is_warned, caplog):
+    sockets = launch.open_sockets(options := ServerOptions(port=0, host=host, api_key=key), contextlib.ExitStack())
     caplog.set_level("INFO")
-    launch._log_addresses(chosen, sockets)
-    assert f"listening at http://{chosen.host}:{sockets['http'].getsockname()[1]}/" in caplog.text
+    launch._log_addresses(options, sockets)
+    assert f"listening at http://{host}:{sockets['http'].getsockname()[1]}/" in caplog.text
     assert ("it has no API key" in caplog.text) == is_warned
     sockets["http"].close()
+
+
+METRIC = re.compile(r'^[a-z0-9_]+(\{[a-z]+="[^"]*"\})? -?[0-9.e+-]+$')
+
+
+def values(text):
+    """Return the values of metrics in Prometheus' text format."""
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    assert all(METRIC.match(line) for line in lines), lines
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
+
+
+def test_metrics_of_a_stream(running, speech, expected):
+    with running(capacity=7) as server:
+        assert values(server.get("/metrics").text)["u2moe_ready"] == 1
+        with server.connect() as client:
+            client.start()
+            client.play(speech())
+            events = client.finish()
+            assert values(server.get("/metrics").text)["u2moe_streams"] in (0, 1)
+        server.wait_until_empty()
+        found = values(server.get("/metrics").text)
+    assert found["u2moe_capacity"] == 7
+    assert found['u2moe_connections_total{protocol="stream"}'] == 1
+    assert found['u2moe_audio_seconds_total{source="stream"}'] == pytest.approx(len(speech()) / 16_000)
+    assert found["u2moe_real_time_factor"] > 0
+    assert found["u2moe_queue_seconds"] == found["u2moe_streams"] == 0
+    assert found['u2moe_results_total{kind="final"}'] == len(expected().segments)
+    partials = sum(event["type"] == "partial" for event in events)
+    assert found['u2moe_results_total{kind="partial"}'] >= partials > 0  # some may have been replaced by later ones
+    for name in ("u2moe_partial_latency_seconds", "u2moe_final_latency_seconds"):
+        assert found[f'{name}_bucket{{le="+Inf"}}'] == found[f"{name}_count"] > 0
+        assert found[f"{name}_sum"] > 0
+
+
+@given(st.lists(st.floats(0, 20), max_size=30))
+def test_a_histogram_is_cumulative(latencies):
+    metrics = Metrics()
+    for latency in latencies:
+        metrics.observe("final_latency_seconds", latency)
+    found = values(metrics.text())
+    for bound in LATENCY_BUCKETS:
+        wanted = sum(latency <= bound for latency in latencies)
+        assert found[f'u2moe_final_latency_seconds_bucket{{le="{bound}"}}'] == wanted
+    assert found["u2moe_final_latency_seconds_count"] == len(latencies)
+    assert found["u2moe_final_latency_seconds_sum"] == pytest.approx(sum(latencies), abs=1e-5)
+
+
+def test_metrics_of_workers_are_summed():
+    rows = shared_rows(3)
+    workers = [Metrics((), rows, worker) for worker in range(3)]
+    for number, metrics in enumerate(workers, start=1):
+        metrics.count("audio_seconds", "file", number)
+        metrics.set("capacity", 10)
+    assert values(workers[0].text())['u2moe_audio_seconds_total{source="file"}'] == 6
+    assert workers[2].total("capacity") == 30

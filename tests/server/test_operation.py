@@ -1,7 +1,6 @@
-"""Operation: signals, full disks, certificates, keys, and the log."""
+"""Operation: options, signals, full disks, certificates, keys, origins, and the log."""
 
 import asyncio
-import contextlib
 import errno
 import json
 import logging
@@ -12,14 +11,12 @@ import socket
 import ssl
 import subprocess
 import tempfile
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
-import numpy as np
+import openai
 import pytest
-import soundfile
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
@@ -33,16 +30,19 @@ HEAD = b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\nContent-Ty
 PART = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
 
 
-def wav(tmp_path, seconds=1):
-    soundfile.write(tmp_path / "a.wav", np.zeros(16_000 * seconds, np.int16), 16_000)
-    return (tmp_path / "a.wav").read_bytes()
+def certificate(folder, name):
+    """Write a certificate and its key, and return it as bytes."""
+    files = ["-keyout", str(folder / f"{name}.key"), "-out", str(folder / f"{name}.pem"), "-days", "2"]
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", *files]
+    subprocess.run(make, check=True, capture_output=True)
+    return ssl.PEM_cert_to_DER_cert((folder / f"{name}.pem").read_text(encoding="ascii"))
 
 
-def test_uploads_and_files_are_cut_off_at_the_deadline(running, held, tmp_path, monkeypatch, caplog):
+def test_uploads_and_files_are_cut_off_at_the_deadline(running, held, talk, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "uploads"))
     (tmp_path / "uploads").mkdir()
     with running(held, drain_s=0.3) as server, ThreadPoolExecutor() as pool:
-        recognising = pool.submit(server.post, files={"file": wav(tmp_path)})
+        recognising = pool.submit(server.post, files={"file": talk.read_bytes()})
         assert held.is_held.wait(PATIENCE_S)
         with server.open_plain() as plain:
             plain.sendall(HEAD + b"Content-Length: 9000000\r\n\r\n" + PART + bytes(2 << 20))
@@ -61,21 +61,27 @@ def test_uploads_and_files_are_cut_off_at_the_deadline(running, held, tmp_path, 
 
 @pytest.mark.parametrize(("signals", "status"), [(1, 0), (2, 128 + signal.SIGTERM)])
 def test_the_process_ends_though_an_upload_goes_on(serving, tmp_path, signals, status):
-    options = ("--capacity", "1", "--drain-timeout", "0.5" if signals == 1 else "60")
-    with serving(*options, TMPDIR=str(tmp_path)) as process:
+    """SIGHUP during the start or later reloads the keys."""
+    (tmp_path / "uploads").mkdir()
+    (tmp_path / "key").write_text("single\n", encoding="utf-8")
+    options = ("--capacity", "1", "--drain-timeout", "0.5" if signals == 1 else "60", "--api-key", tmp_path / "key")
+    early = signal.SIGHUP if signals == 1 else None
+    with serving(*options, TMPDIR=str(tmp_path / "uploads"), early=early) as process:
         port = int(process.urls[0].rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port)) as plain:
-            plain.sendall(HEAD + b"Content-Length: 9000000\r\n\r\n" + PART + bytes(2 << 20))
-            process.send_signal(signal.SIGHUP)
-            assert "reloaded keys" in process.stderr.readline()
-            deadline = time.monotonic() + PATIENCE_S
-            while "\nu2moe_files 1.0\n" not in httpx.get(f"{process.urls[0]}/metrics", trust_env=False).text:
+            head = HEAD + b"Authorization: Bearer single\r\nContent-Length: 9000000\r\n\r\n"
+            plain.sendall(head + PART + bytes(2 << 20))
+            if early is None:
+                process.send_signal(signal.SIGHUP)
+            process.read_to("reloaded keys")
+            deadline, metrics = time.monotonic() + PATIENCE_S, f"{process.urls[0]}/metrics?api_key=single"
+            while "\nu2moe_files 1.0\n" not in httpx.get(metrics, trust_env=False).text:
                 assert time.monotonic() < deadline
             for _ in range(signals):
                 process.send_signal(signal.SIGTERM)
                 time.sleep(0.6)
             assert process.wait(PATIENCE_S) == status
-    assert not list(tmp_path.iterdir())
+    assert not list((tmp_path / "uploads").iterdir())
 
 
 @pytest.mark.parametrize(("number", "status"), [(errno.ENOSPC, 507), (errno.EROFS, 503)])
@@ -91,34 +97,17 @@ def test_a_temporary_folder_without_room(server, monkeypatch, number, status, ca
     assert not any(record.exc_info for record in caplog.records)
 
 
-@pytest.mark.parametrize("expects", [b"", b"Expect: 100-continue\r\n"])
-def test_a_declared_size_is_refused_before_anything_is_read(server, expects):
-    with server.open_plain() as plain:
-        plain.sendall(HEAD + expects + b"Content-Length: 99000000000\r\n\r\n")
-        assert plain.recv(10_000).startswith(b"HTTP/1.1 413 ")
-
-
-def test_a_wrong_tls_key_is_found_before_the_model_is_loaded(tmp_path, capsys):
-    for name in ("a", "b"):
-        make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "2"]
-        files = ["-keyout", str(tmp_path / f"{name}.key"), "-out", str(tmp_path / f"{name}.pem")]
-        subprocess.run([*make, *files], check=True, capture_output=True)
-    wrong = ["--tls-certificate", str(tmp_path / "a.pem"), "--tls-key", str(tmp_path / "b.key")]
-    assert cli.main(["serve", "no-bundle", "--port", "0", *wrong]) == 1
-    assert f"{tmp_path / 'a.pem'}, {tmp_path / 'b.key'}: " in capsys.readouterr().err
-
-
-def test_certificate_and_keys_are_read_anew(running, tmp_path):
-    def make(name):
-        call = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}", "-days", "2"]
-        files = ["-keyout", str(tmp_path / "tls.key"), "-out", str(tmp_path / "tls.pem")]
-        subprocess.run([*call, *files], check=True, capture_output=True)
-        return ssl.PEM_cert_to_DER_cert((tmp_path / "tls.pem").read_text(encoding="ascii"))
+def test_certificate_and_keys_are_read_anew(running, tmp_path, capsys):
+    """Files that do not belong together are found before the model is loaded."""
 
     def shown(port):
         return ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate(("127.0.0.1", port)))
 
-    first, keys = make("first"), tmp_path / "keys"
+    first, keys = certificate(tmp_path, "tls"), tmp_path / "keys"
+    certificate(tmp_path, "other")
+    wrong = ["--tls-certificate", str(tmp_path / "tls.pem"), "--tls-key", str(tmp_path / "other.key")]
+    assert cli.main(["serve", "no-bundle", "--port", "0", *wrong]) == 1
+    assert f"{tmp_path / 'tls.pem'}, {tmp_path / 'other.key'}: " in capsys.readouterr().err
     keys.write_text("# name, key, streams\nalice key-of-alice 1\nbob key-of-bob\n", encoding="utf-8")
     unsafe = ssl._create_unverified_context()
     tls = {"tls_certificate": tmp_path / "tls.pem", "tls_key": tmp_path / "tls.key"}
@@ -140,7 +129,7 @@ def test_certificate_and_keys_are_read_anew(running, tmp_path):
                 async with client("key-of-bob"), client("key-of-bob"):
                     pass
                 keys.write_text("carol key-of-carol\n", encoding="utf-8")
-                second = await asyncio.to_thread(make, "second")
+                second = await asyncio.to_thread(certificate, tmp_path, "tls")
                 reload()
                 await asyncio.to_thread(server.wait_until, lambda: shown(port) == second)
                 with pytest.raises(InvalidStatus):
@@ -182,20 +171,6 @@ def test_a_file_of_keys(tmp_path):
         read_keys(file)
 
 
-def test_keys_are_not_awaited_from_a_pipe(tmp_path):
-    os.mkfifo(pipe := tmp_path / "pipe")
-
-    def end():
-        with contextlib.suppress(OSError):  # nobody reads
-            os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
-
-    ending = threading.Timer(2.0, end)
-    ending.start()
-    with pytest.raises(ValueError, match=f"{pipe}: must be a regular file"):
-        read_keys(pipe)
-    ending.cancel()
-
-
 def test_requests_have_an_id_that_lines_of_json_and_text_bear(server, monkeypatch):
     assert server.get("/healthz", headers={"X-Request-ID": "mine-1"}).headers["x-request-id"] == "mine-1"
     made = server.get("/no-such", headers={"X-Request-ID": "not one\u00e9".encode("latin-1")}).headers["x-request-id"]
@@ -220,3 +195,144 @@ def test_an_address_behind_a_proxy_is_believed_from_it_alone_and_systemd_is_told
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         notify("READY=1")
         assert channel.recv(100) == b"READY=1"
+
+
+def test_the_key_may_be_in_a_file_or_in_the_environment(tmp_path, monkeypatch):
+    def chosen(*arguments):
+        launched = []
+        monkeypatch.setattr("u2moe.runtime.server.launch.launch", lambda options, _: launched.append(options) or 0)
+        assert cli.main(["serve", *arguments]) == 0
+        return launched[0].api_key, launched[0].keys_file
+
+    file = tmp_path / "key"
+    monkeypatch.delenv("U2MOE_API_KEY", raising=False)
+    assert chosen() == (None, None)
+    monkeypatch.setenv("U2MOE_API_KEY", "from-the-environment")
+    assert chosen() == ("from-the-environment", None)
+    assert chosen("--api-key", str(file)) == (None, file)
+
+
+def test_hotwords_that_cannot_be_read_are_named(tmp_path, capsys):
+    (tmp_path / "names.txt").write_text("ALICE :much\n", encoding="utf-8")
+    assert cli.main(["serve", "--port", "0", "--hotwords", str(tmp_path / "names.txt")]) == 1
+    assert str(tmp_path / "names.txt") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("arguments", "complaint"), [
+    (["--port", "70000"], "at most 65535"),
+    (["--protocol", "vosk=1", "--protocol", "vosk=2"], "found vosk twice, expected different names"),
+    (["--model", "a=x", "--model", "a=y"], "name models as BUNDLE or with --model, not both"),
+    (["--tls-certificate", "no.pem", "--tls-key", "no.key"], "no.pem: no such file; TLS needs a PEM file"),
+    (["--protocol", "grpc=1"], "must be one of wenet, sherpa, sherpa-offline, vosk, wyoming"),
+    (["--protocol", "vosk"], "NAME=PORT"),
+    (["--workers", "0"], "workers must be at least 1"),
+    (["--capacity", "0"], "capacity must be at least 1"),
+    (["--max-duration", "nan"], "duration_s must be"),
+    (["--tls-key", "x"], "both the certificate and its key"),
+    (["--host", "0.0.0.0", "--protocol", "wyoming=1", "--api-key", "KEYFILE"], "wyoming does not support API keys"),
+    (["--api-key", "/dev/null"], "/dev/null: must be a regular file"),
+    (["--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid"),
+])  # fmt: skip
+def test_options_are_checked_before_the_model_is_loaded(arguments, complaint, tmp_path, capsys):
+    (tmp_path / "key").write_text("secret\n", encoding="utf-8")
+    arguments = [str(tmp_path / "key") if argument == "KEYFILE" else argument for argument in arguments]
+    assert cli.main(["serve", "no-bundle", *arguments]) == 1
+    assert complaint in capsys.readouterr().err
+
+
+KEY = "a-key-of-20-letters."
+
+
+@pytest.fixture(scope="module")
+def guarded(running):
+    with running(api_key=KEY, cors_origins=("https://app.example",)) as server:
+        yield server
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/v1/audio/transcriptions"])
+def test_what_needs_the_key(guarded, path):
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": KEY}, {"Authorization": "Bearer"}):
+        answer = guarded.get(path, headers=headers)
+        assert answer.status_code == 401
+        assert answer.json()["error"]["code"] == "invalid_api_key"
+    assert guarded.get(path, headers={"Authorization": f"bearer {KEY}"}).status_code != 401
+    assert guarded.get(path, params={"api_key": KEY}).status_code != 401
+
+
+@pytest.mark.parametrize("path", ["/", "/page.js", "/healthz", "/readyz", "/openapi.json"])
+def test_what_does_not(guarded, path):
+    assert guarded.get(path).status_code == 200
+
+
+def test_openai_sends_the_key_as_it_always_does(guarded):
+    with openai.OpenAI(api_key=KEY, base_url=f"{guarded.url}/v1") as client:
+        assert client.models.list().data
+        with pytest.raises(openai.AuthenticationError):
+            client.with_options(api_key="wrong").models.list()
+
+
+@pytest.mark.parametrize("path", ["/stream", "/v1/realtime", "/vosk"])
+def test_a_websocket_needs_the_key(guarded, path):
+    refusals = guarded.metric("refusals", "key")
+    with pytest.raises(InvalidStatus) as caught, guarded.connect(path):
+        pass
+    assert caught.value.response.status_code == 401
+    assert guarded.metric("refusals", "key") == refusals + 1
+    with guarded.connect(path, additional_headers={"Authorization": f"Bearer {KEY}"}):
+        pass
+    with guarded.connect(f"{path}?api_key={KEY}"):
+        pass
+    own, openais = f"u2moe-api-key.{KEY}", f"openai-insecure-api-key.{KEY}"
+    # The key alone is chosen: browsers close the connection if none of their subprotocols is.
+    for offered, chosen in ((["u2moe", own], None), (["realtime", openais], None), ([own], own)):
+        with guarded.connect(path, subprotocols=offered) as client:
+            assert client.websocket.subprotocol == chosen or chosen is None
+
+
+def test_keys_are_compared_in_constant_time(guarded, monkeypatch):
+    compared = []
+    monkeypatch.setattr("hmac.compare_digest", lambda given, key: compared.append((given, key)) or given == key)
+    assert guarded.get("/metrics", params={"api_key": KEY[:-1]}).status_code == 401
+    assert (KEY[:-1].encode(), KEY.encode()) in compared
+
+
+def test_pages_of_other_origins_post_nothing(server, guarded):
+    url = f"{server.url}/v1/audio/transcriptions"
+    answer = httpx.post(url, headers={"Origin": "https://evil.example"}, trust_env=False)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "origin")
+    assert httpx.post(url, headers={"Origin": server.url}, trust_env=False).status_code == 400  # not a form
+    # allowed pages can also read why they were refused
+    answer = guarded.get("/v1/models", headers={"Origin": "https://app.example", "Authorization": "Bearer wrong"})
+    assert answer.status_code == 401
+    assert answer.headers["Access-Control-Allow-Origin"] == "https://app.example"
+    ask = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
+    for origin, is_allowed in (("https://app.example", True), ("https://evil.example", False)):
+        answer = httpx.options(f"{guarded.url}/v1/models", headers={**ask, "Origin": origin}, trust_env=False)
+        assert ("Access-Control-Allow-Origin" in answer.headers) == is_allowed
+    assert "Access-Control-Allow-Origin" not in server.get("/v1/models", headers=ask).headers
+
+
+def test_origins_of_websockets(server, guarded):
+    for origin in ("https://evil.example", "null"):
+        with pytest.raises(InvalidStatus) as caught, server.connect(origin=origin):
+            pass
+        assert caught.value.response.status_code == 403
+    with server.connect("/v1/realtime", origin=server.url, subprotocols=["realtime", "openai-beta.realtime-v1"]) as one:
+        assert one.websocket.subprotocol == "realtime"
+    with guarded.connect(f"/stream?api_key={KEY}", origin="https://app.example"):
+        pass
+    # WeNet's page comes from another origin, and the user can only set this port.
+    with server.connect("/", port=server.ports["wenet"], origin="https://wenet.example"):
+        pass
+
+
+def test_names_that_lead_here_but_are_none_of_ours(server):
+    """DNS rebinding: page and Host header have the same name, which is not a local one."""
+    headers = {"Origin": "http://evil.example:8000", "Host": "evil.example:8000"}
+    for path in ("/", "/metrics", "/v1/audio/transcriptions"):
+        answer = server.get(path, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "host")
+    own_port = f"http://127.0.0.1:{server.ports['vosk']}/"
+    assert httpx.get(own_port, headers=headers, trust_env=False).status_code == 403
+    for name in ("localhost", "[::1]:8000", "127.0.0.1"):
+        assert server.get("/", headers={"Host": name}).status_code == 200

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -20,16 +21,11 @@ WRITTEN = DecodingOptions(text_format=TextFormat())
 
 
 @pytest.fixture(scope="module")
-def microphone_file(tmp_path_factory, speech):
-    """Return the file that the microphone plays: speech once at 48 kHz, then silence."""
+def browser(tmp_path_factory, speech):
+    """Return a browser whose microphone plays speech once at 48 kHz, then silence."""
     file = tmp_path_factory.mktemp("microphone") / "speech.wav"
     soundfile.write(file, np.concatenate([np.zeros(24_000, np.int16), speech(48_000)]), 48_000)
-    return file
-
-
-@pytest.fixture(scope="module")
-def browser(microphone_file):
-    with chromium(*fake_microphone(microphone_file)) as browser:
+    with chromium(*fake_microphone(file)) as browser:
         yield browser
 
 
@@ -38,21 +34,25 @@ def page(new_page, server):
     return new_page(server.url)
 
 
-def words_of(page):
-    return page.locator(".word").all_inner_texts()
-
-
 def wait_for_segments(page, count):
     expect(page.locator("#segments li")).to_have_count(count, timeout=PATIENCE_MS)
 
 
-def test_a_file_is_recognised_as_by_the_command_line_and_can_be_saved(page, speech, demo, server, tmp_path):
-    soundfile.write(tmp_path / "talk.wav", speech(), 16_000)
-    wanted = demo.transcribe(tmp_path / "talk.wav", options=WRITTEN).segments
-    page.set_input_files("#file", tmp_path / "talk.wav")
-    wait_for_segments(page, len(wanted))
-    assert words_of(page) == [word.word for segment in wanted for word in segment.words]
-    expect(page.locator("#status-text")).to_have_text("Ready", timeout=PATIENCE_MS)
+def wait_for_status(page, text):
+    expect(page.locator("#status-text")).to_have_text(text, timeout=PATIENCE_MS)
+
+
+def recognise(page, talk):
+    page.set_input_files("#file", talk)
+    wait_for_segments(page, 3)
+    wait_for_status(page, "Ready")
+
+
+def test_a_file_is_recognised_as_by_the_command_line_and_can_be_saved(page, demo, talk):
+    transcript = demo.transcribe(talk, options=WRITTEN)
+    wanted = transcript.segments
+    recognise(page, talk)
+    assert page.locator(".word").all_inner_texts() == [word.word for segment in wanted for word in segment.words]
     for kind in ("txt", "srt", "vtt", "json"):
         page.click("summary")
         with page.expect_download() as download:
@@ -65,24 +65,24 @@ def test_a_file_is_recognised_as_by_the_command_line_and_can_be_saved(page, spee
             saved = json.loads(text)["segments"]
             assert [word["start"] for word in saved[1]["words"]] == [word.start for word in wanted[1].words]
         else:
-            assert text == format_transcript(demo.transcribe(tmp_path / "talk.wav", options=WRITTEN), kind)
+            assert text == format_transcript(transcript, kind)
     page.click("#copy")
     expect(page.locator("#copy")).to_have_text("Copied")
     lines = "\n".join(segment.text for segment in wanted)
     assert page.evaluate("navigator.clipboard.readText()") == lines
     page.keyboard.press("Control+a")
     assert page.evaluate("getSelection().toString().split(/\\s+/).join(' ').trim()") == lines.replace("\n", " ")
-
-
-class Watched:
-    """A recogniser that records the names of used methods."""
-
-    def __init__(self, recognizer, used):
-        self._recognizer, self._used = recognizer, used
-
-    def __getattr__(self, name):
-        self._used.append(name)
-        return getattr(self._recognizer, name)
+    page.locator(".word").first.focus()
+    page.keyboard.press("ArrowRight")
+    second = page.locator(".word").nth(1)
+    expect(second).to_be_focused()
+    assert re.fullmatch(r"[\d.]+ to [\d.]+ s, \d+ % sure", second.get_attribute("title"))
+    page.keyboard.press("Enter")
+    expect(page.locator(".word.playing")).to_have_count(1)
+    page.keyboard.press("Escape")
+    expect(page.locator(".word.playing")).to_have_count(0)
+    page.click("#clear")
+    expect(page.locator("#empty")).to_be_visible()
 
 
 NUMBERS = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
@@ -104,61 +104,34 @@ def test_subtitles_are_cut_as_by_the_server(page):
     assert page.evaluate(script, given) == format_transcript(transcript, "srt")
 
 
-def test_a_model_is_chosen_where_there_are_several(new_page, page, running, demo, speech, tmp_path):
+def test_a_model_is_chosen_where_there_are_several(new_page, page, running, demo, talk):
     expect(page.locator("#model-field")).to_be_hidden()
-    soundfile.write(tmp_path / "talk.wav", speech(), 16_000)
     tones = toy_recognizer()
     with running({"english": demo, "tones": tones}) as server:
         page = new_page(server.url, may_fail=True)  # it may be closed during a response
         page.locator("#model").select_option("tones")
-        used = []
-        server.service.models["tones"].recognizer = Watched(tones, used)
-        page.set_input_files("#file", tmp_path / "talk.wav")
-        server.wait_until(lambda: "segments" in used)
-        expect(page.locator("#status-text")).to_have_text("Ready", timeout=PATIENCE_MS)
+        tones.segments, tones.create_stream = Mock(wraps=tones.segments), Mock(wraps=tones.create_stream)
+        page.set_input_files("#file", talk)
+        server.wait_until(lambda: tones.segments.called)
+        wait_for_status(page, "Ready")
         expect(page.locator("#model")).to_have_value("tones")
         page.click("#microphone")
-        server.wait_until(lambda: "create_stream" in used)
+        server.wait_until(lambda: tones.create_stream.called)
         page.close()
         server.wait_until_empty()
 
 
-def test_a_file_can_be_cancelled(new_page, running, held, speech, tmp_path):
-    soundfile.write(tmp_path / "talk.wav", speech(), 16_000)
+def test_a_file_can_be_cancelled(new_page, running, held, talk):
     with running(held) as server:
         page = new_page(server.url, may_fail=True)
-        page.set_input_files("#file", tmp_path / "talk.wav")
+        page.set_input_files("#file", talk)
         expect(page.locator("#status-text")).to_contain_text("Recognising talk.wav", timeout=PATIENCE_MS)
         expect(page.locator("#microphone")).to_be_disabled()
         page.get_by_role("button", name="Cancel").click()
-        expect(page.locator("#status-text")).to_have_text("Ready")
+        wait_for_status(page, "Ready")
         expect(page.locator("#cancel")).to_be_hidden()
         held.release()
         server.wait_until_empty()
-
-
-def test_a_file_that_is_no_audio_is_named(page, tmp_path):
-    (tmp_path / "notes.wav").write_bytes(b"nothing to hear")
-    page.set_input_files("#file", tmp_path / "notes.wav")
-    expect(page.locator("#problem")).to_contain_text("notes.wav: cannot be read as audio", timeout=PATIENCE_MS)
-
-
-def test_a_word_is_played_and_reached_by_keys(page, speech, tmp_path):
-    soundfile.write(tmp_path / "talk.wav", speech(), 16_000)
-    page.set_input_files("#file", tmp_path / "talk.wav")
-    wait_for_segments(page, 3)
-    expect(page.locator("#status-text")).to_have_text("Ready", timeout=PATIENCE_MS)
-    page.locator(".word").first.focus()
-    page.keyboard.press("ArrowRight")
-    second = page.locator(".word").nth(1)
-    expect(second).to_be_focused()
-    assert re.fullmatch(r"[\d.]+ to [\d.]+ s, \d+ % sure", second.get_attribute("title"))
-    page.keyboard.press("Enter")
-    expect(page.locator(".word.playing")).to_have_count(1)
-    page.keyboard.press("Escape")
-    expect(page.locator(".word.playing")).to_have_count(0)
-    page.click("#clear")
-    expect(page.locator("#empty")).to_be_visible()
 
 
 @pytest.fixture
@@ -186,11 +159,11 @@ def expected_texts(demo, server, blocks):
 
 def test_the_microphone(page, demo, server, fed):
     page.click("#microphone")
-    expect(page.locator("#status-text")).to_have_text("Listening")
+    wait_for_status(page, "Listening")
     expect(page.locator("#partial")).not_to_be_empty(timeout=PATIENCE_MS)
     wait_for_segments(page, 2)
     page.keyboard.press("m")
-    expect(page.locator("#status-text")).to_have_text("Ready", timeout=PATIENCE_MS)
+    wait_for_status(page, "Ready")
     (blocks,) = fed.values()
     assert texts_of(page) == expected_texts(demo, server, blocks)
     assert len(texts_of(page)) >= 2  # sound lost on a busy machine may leave an extra word
@@ -223,10 +196,10 @@ def test_the_last_moment_of_the_microphone(new_page, demo, server, fed):
     page = new_page(server.url, bypass_csp=True)  # for the changed script
     page.evaluate(HOLD_ALL)
     page.click("#microphone")
-    expect(page.locator("#status-text")).to_have_text("Listening")
+    wait_for_status(page, "Listening")
     page.wait_for_timeout(1500)  # the first words
     page.click("#microphone")
-    expect(page.locator("#status-text")).to_have_text("Ready", timeout=PATIENCE_MS)
+    wait_for_status(page, "Ready")
     heard = page.evaluate("heard")
     assert heard["blocks"] == 0
     assert heard["last"] > heard["rate"]
@@ -249,7 +222,7 @@ def test_a_server_that_goes_and_comes_back(new_page, demo, running, fed):
         expect(page.locator("#problem")).to_be_hidden(timeout=PATIENCE_MS)
         wait_for_segments(page, 2)
         page.click("#microphone")
-        expect(page.locator("#status-text")).to_have_text("Ready", timeout=PATIENCE_MS)
+        wait_for_status(page, "Ready")
         blocks = list(fed.values())[-1]
         assert texts_of(page) == before + expected_texts(demo, server, blocks)
         starts = [float(word.get_attribute("data-start")) for word in page.locator(".word").all()]
@@ -267,24 +240,10 @@ def test_a_server_that_is_full(new_page, running):
         expect(page.locator("#problem")).to_be_hidden()
 
 
-def test_a_problem_does_not_hide_the_end(new_page, server, speech, tmp_path):
-    soundfile.write(tmp_path / "talk.wav", speech(), 16_000)
-    page = new_page(server.url, viewport={"width": 320, "height": 480})
-    page.set_input_files("#file", tmp_path / "talk.wav")
-    wait_for_segments(page, 3)
-    expect(page.locator("#status-text")).to_have_text("Ready", timeout=PATIENCE_MS)
-    last = page.locator(".word").last
-    expect(last).to_be_in_viewport(ratio=1)
-    page.set_input_files("#file", {"name": "notes.wav", "mimeType": "audio/wav", "buffer": b"nothing to hear"})
-    expect(page.locator("#problem")).to_contain_text("cannot be read as audio", timeout=PATIENCE_MS)
-    expect(last).to_be_in_viewport(ratio=1)
-
-
-def test_a_key_is_asked_for(new_page, running, speech, tmp_path):
-    soundfile.write(tmp_path / "talk.wav", speech(), 16_000)
+def test_a_key_is_asked_for(new_page, running, talk):
     with running(api_key="secret/with=signs") as server:
         page = new_page(server.url, may_fail=True)
-        page.set_input_files("#file", tmp_path / "talk.wav")
+        page.set_input_files("#file", talk)
         expect(page.locator("#key-wrong")).to_be_hidden()
         page.get_by_label("API key").fill("wrong")
         page.keyboard.press("Enter")
@@ -328,23 +287,29 @@ FAINT = """() => {
 }"""
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_all_text_stands_out(new_page, server, speech, tmp_path, scheme):
-    soundfile.write(tmp_path / "talk.wav", speech(), 16_000)
-    page = new_page(server.url, color_scheme=scheme)
-    assert page.evaluate(FAINT) == []
-    page.set_input_files("#file", tmp_path / "talk.wav")
-    wait_for_segments(page, 3)
+def test_all_text_stands_out(new_page, server, talk):
+    def assert_readable():
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            assert page.evaluate(FAINT) == [], scheme
+
+    page = new_page(server.url)
+    assert_readable()
+    recognise(page, talk)
     page.evaluate("document.querySelectorAll('.word').forEach((word) => word.style.setProperty('--confidence', 0))")
     page.click("summary")
-    assert page.evaluate(FAINT) == []
+    assert_readable()
 
 
-def test_a_phone_shows_it_without_scrolling_sideways(new_page, server, speech, tmp_path):
-    soundfile.write(tmp_path / "talk.wav", speech(), 16_000)
-    page = new_page(server.url, viewport={"width": 320, "height": 640})
-    page.set_input_files("#file", tmp_path / "talk.wav")
-    wait_for_segments(page, 3)
+def test_a_phone_shows_it_without_scrolling_sideways_and_a_problem_does_not_hide_the_end(new_page, server, talk):
+    page = new_page(server.url, viewport={"width": 320, "height": 480})
+    recognise(page, talk)
+    last = page.locator(".word").last
+    expect(last).to_be_in_viewport(ratio=1)
+    page.set_input_files("#file", {"name": "notes.wav", "mimeType": "audio/wav", "buffer": b"nothing to hear"})
+    expect(page.locator("#problem")).to_contain_text("notes.wav: cannot be read as audio", timeout=PATIENCE_MS)
+    expect(last).to_be_in_viewport(ratio=1)
+    page.set_viewport_size({"width": 320, "height": 640})
     assert page.evaluate("document.documentElement.scrollWidth") <= 320
     page.click("summary")
     assert page.evaluate(SMALL) == []

@@ -16,15 +16,6 @@ MANUAL = {"type": "transcription", "audio": {"input": {"turn_detection": None}}}
 
 
 @pytest.fixture
-def connect(server):
-    def connect():
-        client = openai.OpenAI(api_key="none", base_url=f"{server.url}/v1")
-        return client.realtime.connect(model="u2moe", extra_query={"intent": "transcription"})
-
-    return connect
-
-
-@pytest.fixture
 def client(server):
     """Return a plain client, after the server's first event."""
     with server.connect("/v1/realtime", max_queue=None) as client:
@@ -32,54 +23,46 @@ def client(server):
         yield client
 
 
-def receive_until(connection, *kinds):
-    events = [connection.recv()]
-    while events[-1].type not in kinds:
-        events.append(connection.recv())
-    return events
+def play(client, samples):
+    for start in range(0, len(samples), 6000):
+        audio = base64.b64encode(samples[start : start + 6000].tobytes()).decode()
+        client.tell(type="input_audio_buffer.append", audio=audio)
 
 
-def play(connection, samples, block_len=6000):
-    for start in range(0, len(samples), block_len):
-        block = samples[start : start + block_len].tobytes()
-        connection.input_audio_buffer.append(audio=base64.b64encode(block).decode())
+def next_text(client):
+    return client.receive_until(f"{TRANSCRIPTION}.completed")[-1]["transcript"]
 
 
-def test_items_that_the_server_ends(connect, speech, expected):
-    segments = expected(24_000).segments
-    with connect() as connection:
-        assert connection.recv().type == "session.created"
-        play(connection, speech(24_000))
-        connection.input_audio_buffer.commit()
-        events = []
-        for _ in segments:
-            events += receive_until(connection, f"{TRANSCRIPTION}.completed")
-    items = [event.item_id for event in events if event.type == "input_audio_buffer.committed"]
-    assert len(set(items)) == len(segments)
-    for item, segment in zip(items, segments, strict=True):
-        own = [event for event in events if getattr(event, "item_id", None) == item]
-        assert [event.type for event in own if not event.type.endswith(".delta")] == [
-            "input_audio_buffer.speech_started", "input_audio_buffer.speech_stopped", "input_audio_buffer.committed",
-            f"{TRANSCRIPTION}.completed",
-        ]  # fmt: skip
-        (stopped,) = [event for event in own if event.type == "input_audio_buffer.speech_stopped"]
-        assert stopped.audio_end_ms == round(segment.end * 1000)
-        deltas = "".join(event.delta for event in own if event.type == f"{TRANSCRIPTION}.delta")
-        assert own[-1].transcript == segment.text
-        assert deltas == segment.text or (segment.revised and not segment.text.startswith(deltas))
+def test_items_that_the_server_ends(client, speech, expected):
+    """Their times count from the first audio of the session."""
+    samples, segments = speech(24_000), expected(24_000).segments
+    for begin_s in (0, len(samples) / 24_000):
+        play(client, samples)
+        client.tell(type="input_audio_buffer.commit")
+        events = [event for _ in segments for event in client.receive_until(f"{TRANSCRIPTION}.completed")]
+        items = [event["item_id"] for event in events if event["type"] == "input_audio_buffer.committed"]
+        assert len(set(items)) == len(segments)
+        for item, segment in zip(items, segments, strict=True):
+            own = [event for event in events if event.get("item_id") == item]
+            _, stopped, *_ = told = [event for event in own if not event["type"].endswith(".delta")]
+            assert [event["type"].partition("input_audio_")[2] for event in told] == [
+                "buffer.speech_started", "buffer.speech_stopped", "buffer.committed", "transcription.completed",
+            ]  # fmt: skip
+            assert stopped["audio_end_ms"] == round((begin_s + segment.end) * 1000)
+            deltas = "".join(event["delta"] for event in own if "delta" in event)
+            assert own[-1]["transcript"] == segment.text
+            assert deltas == segment.text or (segment.revised and not segment.text.startswith(deltas))
 
 
 @pytest.mark.parametrize("turn_detection", [None, {"type": "server_vad"}])
 def test_committed_words_are_deltas_while_they_are_spoken(client, speech, turn_detection):
     audio = {"input": {"turn_detection": turn_detection}}
     client.tell(type="session.update", session={"type": "transcription", "audio": audio})
-    play_raw(client, speech(24_000))
+    play(client, speech(24_000))
     events = client.receive_until(f"{TRANSCRIPTION}.delta")  # before the audio is committed
-    assert "input_audio_buffer.committed" not in [
-        event["type"] for event in events if event.get("item_id") == events[-1]["item_id"]
-    ]
-    client.tell(type="input_audio_buffer.commit")
     item = events[-1]["item_id"]
+    assert "input_audio_buffer.committed" not in [each["type"] for each in events if each.get("item_id") == item]
+    client.tell(type="input_audio_buffer.commit")
     while events[-1]["type"] != f"{TRANSCRIPTION}.completed" or events[-1]["item_id"] != item:
         events.append(client.receive())
     deltas = [event["delta"] for event in events if "delta" in event and event["item_id"] == item]
@@ -87,17 +70,31 @@ def test_committed_words_are_deltas_while_they_are_spoken(client, speech, turn_d
     assert "".join(deltas) == events[-1]["transcript"]  # the second pass revises nothing here
 
 
-def test_items_that_the_client_ends(connect, speech, expected):
-    with connect() as connection:
-        connection.recv()
+def test_items_that_openais_client_ends_and_clears(server, speech, expected):
+    client = openai.OpenAI(api_key="none", base_url=f"{server.url}/v1")
+    with client.realtime.connect(model="u2moe", extra_query={"intent": "transcription"}) as connection:
+
+        def receive_until(kind):
+            while (event := connection.recv()).type != kind:
+                pass
+            return event
+
+        def append(samples):
+            for start in range(0, len(samples), 6000):
+                audio = base64.b64encode(samples[start : start + 6000].tobytes()).decode()
+                connection.input_audio_buffer.append(audio=audio)
+
+        assert connection.recv().type == "session.created"
         connection.session.update(session=MANUAL)
-        updated = connection.recv()
-        assert updated.type == "session.updated"
-        assert updated.session.audio.input.turn_detection is None
-        for _ in range(2):
-            play(connection, speech(24_000))
+        assert receive_until("session.updated").session.audio.input.turn_detection is None
+        for is_second in (False, True):
+            if is_second:
+                append(speech(24_000)[:30_000])
+                connection.input_audio_buffer.clear()
+                receive_until("input_audio_buffer.cleared")
+            append(speech(24_000))
             connection.input_audio_buffer.commit()
-            completed = receive_until(connection, f"{TRANSCRIPTION}.completed")[-1]
+            completed = receive_until(f"{TRANSCRIPTION}.completed")
             assert completed.transcript == expected(24_000).text
             assert completed.usage.seconds == pytest.approx(len(speech(24_000)) / 24_000, abs=0.01)
 
@@ -107,38 +104,34 @@ def test_each_commit_of_several_at_once_is_answered(client, speech):
     client.tell(type="session.update", session=MANUAL)
     words = speech(24_000)[: 24_000 * 2]
     for samples in (words[:2400], words, words[:240], words, words[:4800], words):
-        play_raw(client, samples)
+        play(client, samples)
         client.tell(type="input_audio_buffer.commit")
-    texts = [client.receive_until(f"{TRANSCRIPTION}.completed")[-1]["transcript"] for _ in range(6)]
+    texts = [next_text(client) for _ in range(6)]
     assert texts[1] == texts[3] == texts[5] != ""
 
 
-def test_format_prompt_and_pauses_are_the_clients(connect, speech, expected, assert_hotwords):
-    with connect() as connection:
-        connection.recv()
-        audio = {
-            "format": {"type": "audio/pcm", "rate": 16_000},
-            "transcription": {"model": "whisper-1", "prompt": "seventy, what do you (\u4e2d)."},
-            "turn_detection": None,
-        }
-        connection.session.update(session={"type": "transcription", "audio": {"input": audio}})
-        assert connection.recv().type == "session.updated"
-        play(connection, speech())
-        connection.input_audio_buffer.commit()
-        completed = receive_until(connection, f"{TRANSCRIPTION}.completed")[-1]
+def test_format_prompt_and_pauses_are_the_clients(client, speech, expected, assert_hotwords):
+    audio = {
+        "format": {"type": "audio/pcm", "rate": 16_000},
+        "transcription": {"model": "whisper-1", "prompt": "seventy, what do you (\u4e2d)."},
+        "turn_detection": None,
+    }
+    client.tell(type="session.update", session={"type": "transcription", "audio": {"input": audio}})
+    assert client.receive()["type"] == "session.updated"
+    play(client, speech())
+    client.tell(type="input_audio_buffer.commit")
+    assert next_text(client) == expected().text
     assert_hotwords("seventy")
-    assert completed.transcript == expected().text
 
 
 def test_a_shorter_pause_ends_items_earlier(client, speech):
-    client.tell(
-        type="transcription_session.update",
-        session={"input_audio_format": "pcm16", "turn_detection": {"type": "server_vad", "silence_duration_ms": 400}},
-    )
+    detection = {"type": "server_vad", "silence_duration_ms": 400}
+    settings = {"input_audio_format": "pcm16", "turn_detection": detection}
+    client.tell(type="transcription_session.update", session=settings)
     assert client.receive()["type"] == "transcription_session.updated"
     samples = speech(24_000)
-    play_raw(client, samples[: len(samples) // 2])  # up to the pause after the second speaker
-    assert client.receive_until(f"{TRANSCRIPTION}.completed")[-1]["transcript"]
+    play(client, samples[: len(samples) // 2])  # up to the pause after the second speaker
+    assert next_text(client)
 
 
 def test_pauses_that_words_have_end_no_items(client, speech, expected):
@@ -148,104 +141,73 @@ def test_pauses_that_words_have_end_no_items(client, speech, expected):
     audio = updated["session"]["audio"]["input"]
     assert audio["turn_detection"]["silence_duration_ms"] == 500
     assert json.dumps(audio["format"]) == '{"type": "audio/pcm", "rate": 24000}'  # not 24000.0
-    play_raw(client, speech(24_000))
+    play(client, speech(24_000))
     client.tell(type="input_audio_buffer.commit")
     last = expected(24_000).segments[-1].text  # a question without a pause
     text = ""
     while last.split()[-1] not in text:
-        text = client.receive_until(f"{TRANSCRIPTION}.completed")[-1]["transcript"]
+        text = next_text(client)
     assert text == last
 
 
 @pytest.mark.parametrize(
     ("kind", "older", "encoding"), [("audio/pcmu", "g711_ulaw", "ULAW"), ("audio/pcma", "g711_alaw", "ALAW")]
 )
-def test_audio_of_telephones(server, speech, demo, kind, older, encoding):
+def test_audio_of_telephones(client, server, speech, demo, kind, older, encoding):
     file = io.BytesIO()
     soundfile.write(file, speech(8000), 8000, encoding, format="RAW")
     data = file.getvalue()
-    samples, _ = soundfile.read(
-        io.BytesIO(data), dtype="int16", format="RAW", subtype=encoding, channels=1, samplerate=8000
-    )
-    for settings in (
-        {"type": "transcription", "audio": {"input": {"format": {"type": kind}, "turn_detection": None}}},
-        {"input_audio_format": older, "turn_detection": None},
-    ):
-        with server.connect("/v1/realtime", max_queue=None) as client:
-            client.receive()
-            client.tell(type="session.update", session=settings)
-            assert client.receive()["session"]["audio"]["input"]["format"] == {"type": kind}
-            for start in range(0, len(data), 999):
-                audio = base64.b64encode(data[start : start + 999]).decode()
-                client.tell(type="input_audio_buffer.append", audio=audio)
-            client.tell(type="input_audio_buffer.commit")
-            text = client.receive_until(f"{TRANSCRIPTION}.completed")[-1]["transcript"]
-        assert text == demo.transcribe(samples, 8000, options=server.service.default.stream_options).text
+    settings = {"format": "RAW", "subtype": encoding, "channels": 1, "samplerate": 8000}
+    samples, _ = soundfile.read(io.BytesIO(data), dtype="int16", **settings)
+    newer = {"type": "transcription", "audio": {"input": {"format": {"type": kind}, "turn_detection": None}}}
+    in_the_older_way = {"input_audio_format": older, "turn_detection": None}
+    for settings, form in ((newer, kind), ({"input_audio_format": "pcm16"}, "audio/pcm"), (in_the_older_way, kind)):
+        client.tell(type="session.update", session=settings)
+        assert client.receive()["session"]["audio"]["input"]["format"]["type"] == form
+    for start in range(0, len(data), 999):
+        audio = base64.b64encode(data[start : start + 999]).decode()
+        client.tell(type="input_audio_buffer.append", audio=audio)
+    client.tell(type="input_audio_buffer.commit")
+    text = next_text(client)
+    assert text == demo.transcribe(samples, 8000, options=server.service.default.stream_options).text
 
 
 def test_settings_may_change_between_turns(client, speech, expected):
     samples, segments = speech(24_000), expected(24_000).segments
     cut = round((segments[0].end + 1.4) * 24_000)  # in the pause
-    play_raw(client, np.concatenate([samples[:cut], np.zeros(36_000, np.int16)]))
+    play(client, np.concatenate([samples[:cut], np.zeros(36_000, np.int16)]))
     first = client.receive_until(f"{TRANSCRIPTION}.completed")
     client.tell(type="session.update", session=MANUAL)
     assert client.receive()["type"] == "session.updated"
-    play_raw(client, samples[cut:])
+    play(client, samples[cut:])
     client.tell(type="input_audio_buffer.commit")
     rest = client.receive_until(f"{TRANSCRIPTION}.completed")
     assert "input_audio_buffer.speech_started" not in {event["type"] for event in rest}
-    play_raw(client, samples[:100])
+    play(client, samples[:100])
     client.tell(type="session.update", session={"audio": {"input": {"format": {"type": "audio/pcmu"}}}})
     assert "the format cannot change while audio is in the buffer" in client.receive()["error"]["message"]
     assert first[-1]["transcript"] == segments[0].text
     assert rest[-1]["transcript"].endswith(segments[-1].text)
 
 
-def test_times_count_from_the_first_audio_and_a_commit_is_always_answered(client, speech, expected):
-    samples, segments = speech(24_000), expected(24_000).segments
-    for begin_s in (0, len(samples) / 24_000):
-        play_raw(client, samples)
-        client.tell(type="input_audio_buffer.commit")
-        for segment in segments:
-            events = client.receive_until(f"{TRANSCRIPTION}.completed")
-            (stopped,) = (event for event in events if event["type"] == "input_audio_buffer.speech_stopped")
-            assert stopped["audio_end_ms"] == round((begin_s + segment.end) * 1000)
-    samples, segments = speech(24_000), expected(24_000).segments
-    for _ in range(2):  # with a pause at the end, so that all turns have ended
-        play_raw(client, samples)
-        play_raw(client, np.zeros(36_000, np.int16))
-        texts = [client.receive_until(f"{TRANSCRIPTION}.completed")[-1]["transcript"] for _ in segments]
-        assert texts == [segment.text for segment in segments]
-        client.tell(type="input_audio_buffer.commit")
-        committed, *_, completed = client.receive_until(f"{TRANSCRIPTION}.completed")
-        assert committed["type"] == "input_audio_buffer.committed"
-        assert completed["transcript"] == ""
+def test_a_commit_is_always_answered(client, speech, expected):
+    play(client, speech(24_000))
+    play(client, np.zeros(36_000, np.int16))  # ends all turns
+    for segment in expected(24_000).segments:
+        assert next_text(client) == segment.text
+    client.tell(type="input_audio_buffer.commit")
+    committed, *_, completed = client.receive_until(f"{TRANSCRIPTION}.completed")
+    assert committed["type"] == "input_audio_buffer.committed"
+    assert completed["transcript"] == ""
     client.tell(type="input_audio_buffer.commit")
     assert client.receive()["error"]["code"] == "input_audio_buffer_commit_empty"
-
-
-def play_raw(client, samples):
-    for start in range(0, len(samples), 6000):
-        audio = base64.b64encode(samples[start : start + 6000].tobytes()).decode()
-        client.tell(type="input_audio_buffer.append", audio=audio)
-
-
-def test_clear_forgets(connect, speech, expected):
-    with connect() as connection:
-        connection.recv()
-        connection.session.update(session=MANUAL)
-        connection.recv()
-        play(connection, speech(24_000)[:30_000])
-        connection.input_audio_buffer.clear()
-        receive_until(connection, "input_audio_buffer.cleared")
-        play(connection, speech(24_000))
-        connection.input_audio_buffer.commit()
-        assert receive_until(connection, f"{TRANSCRIPTION}.completed")[-1].transcript == expected(24_000).text
 
 
 @pytest.mark.parametrize(("event", "complaint"), [
     ("{", "invalid JSON"),
     (b"\0\0", "binary"),
+    (r'{"type": "nothing", "event_id": "\ud83d"}', "surrogate"),
+    (r'{"type": "session.update", "session": {"prompt": "\uDC00"}}', "surrogate"),
     ({"type": "response.create"}, "unknown event type 'response.create'"),
     ({"type": "input_audio_buffer.commit"}, "nothing to commit"),
     ({"type": "input_audio_buffer.append"}, "must be a base64 string"),
@@ -263,6 +225,6 @@ def test_what_is_wrong_is_answered_and_the_session_goes_on(client, event, compla
     assert answer["type"] == "error"
     assert complaint in answer["error"]["message"]
     assert answer["error"]["event_id"] == ("mine" if isinstance(event, dict) else None)
-    play_raw(client, np.zeros(2400, np.int16))
+    play(client, np.zeros(2400, np.int16))
     client.tell(type="input_audio_buffer.clear")
     assert client.receive()["type"] == "input_audio_buffer.cleared"

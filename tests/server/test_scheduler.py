@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tones import say, toy_recognizer
 
-from u2moe.runtime import AudioError, ProviderError, StreamError
+from u2moe.runtime import AudioError, DecodingOptions, EndpointConfig, ProviderError, StreamError
 from u2moe.runtime.audio.arrays import as_samples
 from u2moe.runtime.result import Result
 from u2moe.runtime.server.errors import RecognitionError, TooLargeError
@@ -20,6 +20,7 @@ from u2moe.runtime.server.options import Limits
 from u2moe.runtime.server.scheduler import Round, Scheduler, ServedStream, rest_s
 
 PATIENCE_S = 120
+OPTIONS = DecodingOptions(chunk_size=16, num_left_chunks=4, endpoint=EndpointConfig())
 
 
 def run(coroutine):
@@ -37,39 +38,20 @@ async def until(holds):
 
 @contextlib.asynccontextmanager
 async def scheduling(recognizer, **limits):
-    """Yield a scheduler. Fail, instead of waiting forever, if a round does not deliver results to a stream."""
     scheduler = Scheduler(Metrics(), Limits(**limits))
     scheduler.open = functools.partial(scheduler.open, recognizer)
-    loop, task, serve, lost = asyncio.get_running_loop(), asyncio.current_task(), scheduler._serve, []
-
-    def serve_and_check(queues):
-        sessions = list(queues)
-        serve(queues)
-        # In the event loop, so that it runs after the delivery of the results.
-        loop.call_soon_threadsafe(check, [(session, session.num_rounds) for session in sessions])
-
-    def check(served):
-        lost.extend(number for session, number in served if session._num_rounds_done < number)
-        if lost:
-            task.cancel()
-
-    scheduler._serve = serve_and_check
     try:
         yield scheduler
-    except asyncio.CancelledError:
-        assert not lost, f"a session did not get the results of its round {lost[0]}"
-        raise
     finally:
         scheduler.stop()
 
 
-def served(recognizer, options):
-    return ServedStream(recognizer, recognizer.create_stream(options), 16_000, Limits(), lambda: None)
+def served(recognizer):
+    return ServedStream(recognizer, recognizer.create_stream(OPTIONS), 16_000, Limits(), lambda: None)
 
 
-@pytest.fixture(scope="module")
-def options(server):
-    return server.service.default.stream_options
+async def finals(session):
+    return [result.text async for result in session if result.is_final]
 
 
 @settings(max_examples=8)
@@ -99,27 +81,8 @@ def test_sessions_that_run_together_give_what_each_gives_alone(lengths, start):
         assert results == feed(toy, source)
 
 
-def test_a_source_that_is_faster_than_recognition_is_slowed(held, speech, options):
-    """While recognition stands still, only one queue is filled. Then all audio is recognised."""
-
-    async def feed():
-        async with scheduling(held, queue_s=1.0) as scheduler:
-            session = scheduler.open(held.create_stream(options), 16_000)
-            feeding = asyncio.create_task(session.feed(speech()))
-            await until(lambda: session.queued_s >= 1.0)
-            await asyncio.sleep(0.2)
-            assert not feeding.done()
-            assert session.queued_s < 1.2
-            held.release()
-            await feeding
-            session.finish()
-            return [result.text async for result in session if result.is_final]
-
-    assert run(feed()) == [segment.text for segment in held.transcribe(speech(), options=options).segments]
-
-
-def test_a_source_whose_results_nobody_reads_is_slowed(demo, options):
-    session = served(demo, options)
+def test_a_source_whose_results_nobody_reads_is_slowed(demo):
+    session = served(demo)
     session._finals.extend([None] * 100)
 
     async def feed():
@@ -132,10 +95,10 @@ def test_a_source_whose_results_nobody_reads_is_slowed(demo, options):
     run(feed())
 
 
-def test_live_sources_come_first(demo, options):
+def test_live_sources_come_first(demo):
     async def choose():
         async with scheduling(demo) as scheduler:
-            queues = [served(demo, options) for _ in range(12)]
+            queues = [served(demo) for _ in range(12)]
             for number, queue in enumerate(queues):
                 queue.num_taken = 1_600_000 * (number % 3 > 0)  # two of three are ahead
                 queue.last_round = -number
@@ -146,13 +109,13 @@ def test_live_sources_come_first(demo, options):
     run(choose())
 
 
-def test_a_source_gets_one_chunk_in_a_round(held, speech, options):
+def test_a_source_gets_one_chunk_in_a_round(held, speech):
     """Even if much audio waits, the next round starts soon: speakers do not wait for files."""
     fed = []
 
     async def feed():
         async with scheduling(held) as scheduler:
-            session = scheduler.open(held.create_stream(options), 16_000)
+            session = scheduler.open(held.create_stream(OPTIONS), 16_000)
             accept = session.stream.accept_waveform
 
             def record(rate, samples):
@@ -182,10 +145,10 @@ def test_chunks_wait_for_each_other_the_longer_the_more_there_is_to_do(round_s):
     assert rest_s(0.05) == 0.025
 
 
-def test_what_is_fed_late_or_wrong(demo, options):
+def test_what_is_fed_late_or_wrong(demo):
     async def feed():
         async with scheduling(demo, duration_s=2.0) as scheduler:
-            session = scheduler.open(demo.create_stream(options), 16_000)
+            session = scheduler.open(demo.create_stream(OPTIONS), 16_000)
             with pytest.raises(AudioError, match="int64"):
                 await session.feed(np.zeros(10, np.int64))
             with pytest.raises(TooLargeError, match="2 seconds"):
@@ -203,23 +166,7 @@ def test_what_is_fed_late_or_wrong(demo, options):
     run(feed())
 
 
-def test_a_stream_that_fails_alone(demo, speech, options):
-    async def feed():
-        async with scheduling(demo) as scheduler:
-            broken, whole = (scheduler.open(demo.create_stream(options), 16_000) for _ in range(2))
-            broken.stream.input_finished()  # further samples are refused
-            await broken.feed(speech()[:17_000])
-            with pytest.raises(StreamError):
-                await broken.settle()
-            await whole.feed(speech())
-            whole.finish()
-            return [result.text async for result in whole if result.is_final]
-
-    assert run(feed()) == [segment.text for segment in demo.transcribe(speech(), options=options).segments]
-
-
-def test_a_stream_that_fails_in_a_batch_fails_alone(demo, speech, options, monkeypatch):
-    texts = [segment.text for segment in demo.transcribe(speech(), options=options).segments]
+def test_streams_that_fail_in_a_round_fail_alone(demo, speech, texts, monkeypatch):
     run_encoder, batches = demo.model.encoder.session.run, []
 
     def refuse_silence(feeds):
@@ -232,62 +179,33 @@ def test_a_stream_that_fails_in_a_batch_fails_alone(demo, speech, options, monke
 
     async def feed():
         async with scheduling(demo) as scheduler:
-            sessions = [scheduler.open(demo.create_stream(options), 16_000) for _ in range(4)]
+            sessions = [scheduler.open(demo.create_stream(OPTIONS), 16_000) for _ in range(5)]
+            sessions[4].stream.input_finished()  # further samples are refused
             for number, session in enumerate(sessions):  # all in the same round
                 session._put(as_samples(speech()[:24_000] * np.int16(number != 1)))
             scheduler._wake()
             await until(lambda: sessions[1].is_over)
             with pytest.raises(RecognitionError):
                 await sessions[1].settle()
-            for session in (sessions[0], *sessions[2:]):
+            with pytest.raises(StreamError):
+                await sessions[4].settle()
+            for session in (sessions[0], *sessions[2:4]):
                 await session.feed(speech()[24_000:])
                 session.finish()
-            return [[result.text async for result in session if result.is_final] for session in sessions[::2]]
+            return [await finals(session) for session in (sessions[0], sessions[2])]
 
     assert run(feed()) == [texts, texts]
     assert batches[:5] == [4, 2, 1, 1, 2]
 
 
-def test_those_in_a_round_that_fails_are_told(held, speech, options):
-    async def feed():
-        async with scheduling(held) as scheduler:
-            sessions = [scheduler.open(held.create_stream(options), 16_000) for _ in range(3)]
-            held.failure = RuntimeError("a mistake")
-            await sessions[0].feed(speech()[:17_000])
-            held.release()
-            with pytest.raises(RecognitionError):
-                await sessions[0].settle()
-            await sessions[1].feed(speech())
-            await sessions[1].settle()
-            return sessions
-
-    first, second, third = run(feed())
-    assert (first.is_over, second.is_over, third.is_over) == (True, False, False)
-
-
-def test_results_of_another_session_are_not_told(demo, options):
-    one, other = (served(demo, options) for _ in range(2))
+def test_results_of_another_session_are_not_told(demo):
+    one, other = (served(demo) for _ in range(2))
     said = Result(text="A SECRET", is_final=True, segment=0)
     mine = {"num_samples": 0, "finals": [said], "partial": None, "is_over": True}
-
-    async def read(session):
-        return [result async for result in session]
 
     one.deliver(Round(stream=other, number=1, **mine))
     other.deliver(Round(stream=other, number=2, **mine))  # the first was lost
     for session in (one, other):
         with pytest.raises(RecognitionError, match="lost or belongs to another"):
-            run(read(session))
+            run(finals(session))
     assert one.take_finals() == other.take_finals() == []
-
-
-def test_a_session_that_is_closed_is_forgotten(demo, speech, options):
-    async def feed():
-        async with scheduling(demo) as scheduler:
-            session = scheduler.open(demo.create_stream(options), 16_000)
-            await session.feed(speech()[:20_000])
-            session.close()
-            assert [result async for result in session] == []
-            await until(lambda: not scheduler.streams)
-
-    run(feed())

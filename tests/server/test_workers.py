@@ -1,13 +1,16 @@
-"""Several worker processes behind one port."""
+"""Several workers behind one port, and a Unix socket, directly and behind the proxies of docs/proxies.md."""
 
-import asyncio
 import contextlib
+import json
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -15,18 +18,13 @@ import numpy as np
 import pytest
 
 from u2moe.runtime.server import launch as workers_module
+from u2moe.runtime.server.launch import open_sockets
 from u2moe.runtime.server.log import Metrics, shared_rows
+from u2moe.runtime.server.options import ServerOptions
 from u2moe.runtime.server.server import have_others_room
 
 PATIENCE_S = 120
-
-
-@pytest.fixture(scope="module")
-def team(serving):
-    """Return a server with two workers of one stream each."""
-    with serving("--workers", "2", "--capacity", "1", "--protocol", "vosk=0", "--protocol", "wyoming=0") as process:
-        process.ports = [int(url.rpartition(":")[2]) for url in process.urls]
-        yield process
+TWO = ("--workers", "2", "--capacity", "1")
 
 
 def metric(team, name):
@@ -47,86 +45,54 @@ def workers_of(team):
     return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
-def connect(team, client_of, stack, path="/stream"):
-    return stack.enter_context(client_of(f"ws://127.0.0.1:{team.ports[0]}{path}"))
+def test_the_one_with_room_gets_the_next_and_all_stop_together(serving, client_of, speech, texts):
+    with serving(*TWO, "--protocol", "vosk=0", "--protocol", "wyoming=0") as team:
+        http, vosk, wyoming = (url.replace("http", "ws") for url in team.urls)
+        with client_of(vosk) as client:
+            client.send('{"eof" : 1}')
+            assert client.receive() == {"text": ""}
+        with socket.create_connection(("127.0.0.1", int(wyoming.rpartition(":")[2])), PATIENCE_S) as plain:
+            plain.sendall(b'{"type": "ping"}\n')
+            assert b'"pong"' in plain.recv(1000)
+        for is_last in (False, False, True):
+            wait_until(lambda: metric(team, "streams") == 0)
+            with contextlib.ExitStack() as stack:
+                clients = [stack.enter_context(client_of(f"{http}/stream")) for _ in range(2)]
+                for client in clients:
+                    client.start()
+                assert (metric(team, "streams"), metric(team, "capacity")) == (2, 2)
+                assert stack.enter_context(client_of(f"{http}/stream")).close_code() == 1013
+                if not is_last:
+                    continue
+                for client in clients:
+                    client.play(speech()[:24_000])
+                    client.wait_for_text()
+                team.send_signal(signal.SIGTERM)
+                for client in clients:
+                    client.play(speech()[24_000:])
+                    events = client.receive_until("done")
+                    finals = [event["text"] for event in events if event["type"] == "final"]
+                    assert finals
+                    assert finals == texts[: len(finals)]
+                    assert client.close_code() == 1001
+        assert team.wait(PATIENCE_S) == 0
 
 
-def test_the_one_with_room_gets_the_next(team, client_of, speech, expected):
-    for _ in range(3):
-        with contextlib.ExitStack() as stack:
-            first, second = (connect(team, client_of, stack) for _ in range(2))
-            for client in (first, second):
-                client.start(partials=False)
-            assert (metric(team, "streams"), metric(team, "capacity")) == (2, 2)
-            assert connect(team, client_of, stack).close_code() == 1013
-            for client in (first, second):
-                client.play(speech())
-                texts = [event["text"] for event in client.finish() if event["type"] == "final"]
-                assert texts == [segment.text for segment in expected().segments]
-        wait_until(lambda: metric(team, "streams") == 0)
-
-
-def test_every_port_leads_to_the_workers(team, client_of):
-    _, vosk_port, wyoming_port = team.ports
-    with client_of(f"ws://127.0.0.1:{vosk_port}/") as client:
-        client.send('{"eof" : 1}')
-        assert client.receive() == {"text": ""}
-
-    async def ping():
-        reader, writer = await asyncio.open_connection("127.0.0.1", wyoming_port)
-        writer.write(b'{"type": "ping"}\n')
-        answer = await reader.readline()
-        writer.close()
-        return answer
-
-    assert b'"pong"' in asyncio.run(ping())
-
-
-def test_one_that_dies_is_replaced_and_all_stop_together(team, client_of, speech):
-    before = workers_of(team)
-    assert len(before) == 2
-    os.kill(before[0], signal.SIGKILL)
-    wait_until(lambda: len(set(workers_of(team)) - {before[0]}) == 2)
-    wait_until(lambda: metric(team, "ready") == 2)
-    with contextlib.ExitStack() as stack:
-        clients = [connect(team, client_of, stack) for _ in range(2)]
-        for client in clients:
-            client.start()
-            client.play(speech()[:24_000])
-            while not client.receive()["text"]:
-                pass
-        team.send_signal(signal.SIGTERM)
-        for client in clients:
-            client.play(speech()[24_000:])
-            assert "final" in {event["type"] for event in client.receive_until("done")}
-            assert client.close_code() == 1001
-    assert team.wait(PATIENCE_S) == 0
-
-
-def test_one_that_stands_still_is_replaced(serving):
-    """It is stopped while it has a stream, and gets no connections until it is killed."""
-    before = "from u2moe.runtime.server import launch; launch.SILENT_S = 4"
-    with serving("--workers", "2", "--capacity", "2", before=before) as process:
-        workers = workers_of(process)
+def test_one_that_stands_still_or_dies_is_replaced(serving):
+    """The server may stop while a replaced worker still starts."""
+    with serving(*TWO, before="from u2moe.runtime.server import launch; launch.SILENT_S = 4") as team:
+        workers = workers_of(team)
+        assert len(workers) == 2
         os.kill(workers[0], signal.SIGSTOP)
-        while "does not respond" not in process.stderr.readline():
-            assert process.poll() is None
+        team.read_to("does not respond")
         for _ in range(4):
-            answer = httpx.get(f"{process.urls[0]}/healthz", trust_env=False, timeout=PATIENCE_S)
-            assert answer.status_code == 200
-        wait_until(lambda: len(set(workers_of(process)) - {workers[0]}) == 2)
-        wait_until(lambda: metric(process, "ready") == 2)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(PATIENCE_S) == 0
-
-
-def test_a_replaced_worker_that_still_starts_is_no_failure_at_the_end(serving):
-    with serving("--workers", "2", "--capacity", "1") as process:
-        os.kill(workers_of(process)[0], signal.SIGKILL)
-        while "restarting it" not in process.stderr.readline():
-            assert process.poll() is None
-        process.terminate()
-        assert process.wait(PATIENCE_S) == 0
+            assert httpx.get(f"{team.urls[0]}/healthz", trust_env=False, timeout=PATIENCE_S).status_code == 200
+        team.read_to("restarting it")
+        wait_until(lambda: metric(team, "ready") == 2)
+        os.kill(workers[1], signal.SIGKILL)
+        team.read_to("restarting it")
+        team.terminate()
+        assert team.wait(PATIENCE_S) == 0
 
 
 class Ended:
@@ -156,22 +122,24 @@ def test_workers_that_never_become_ready_are_started_ever_more_seldom(monkeypatc
     assert max(gaps) == pytest.approx(60, abs=1)
 
 
-def test_a_second_signal_ends_all_at_once(serving, client_of, speech):
-    with serving("--workers", "2", "--capacity", "1") as process:
-        with client_of(f"{process.urls[0].replace('http', 'ws')}/stream") as client:
-            client.start()
-            client.play(speech()[:24_000])
-            while not client.receive()["text"]:
-                pass
-            workers = workers_of(process)
-            process.send_signal(signal.SIGTERM)
-            while "stopping 2 workers" not in process.stderr.readline():
-                assert process.poll() is None
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_workers_end_at_a_second_signal_or_with_the_process_that_started_them(serving, client_of, speech, is_killed):
+    with serving(*TWO) as team, client_of(f"{team.urls[0].replace('http', 'ws')}/stream") as client:
+        client.start()
+        client.play(speech()[:24_000])
+        client.wait_for_text()
+        workers = workers_of(team)
+        assert len(workers) == 2
+        if is_killed:
+            team.kill()
+        else:
+            team.send_signal(signal.SIGTERM)
+            team.read_to("stopping 2 workers")
             time.sleep(0.6)  # earlier it would count as the same signal
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(PATIENCE_S) == 128 + signal.SIGTERM
-            wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
-        assert "stopped at once" in process.stderr.read()
+            team.send_signal(signal.SIGTERM)
+            team.read_to("stopped at once")
+            assert team.wait(PATIENCE_S) == 128 + signal.SIGTERM
+    wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
 
 
 def test_connections_are_left_to_those_with_clearly_more_room():
@@ -197,14 +165,134 @@ def test_connections_are_left_to_those_with_clearly_more_room():
     assert not is_left(streams=10, newcomers=2)
 
 
-def test_workers_end_with_the_process_that_started_them_or_end_it_without_a_start(serving, tmp_path):
-    with serving("--workers", "2", "--capacity", "1") as process:
-        workers = workers_of(process)
-        assert len(workers) == 2
-        process.kill()
-        wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
+def test_a_model_that_no_worker_can_load_is_an_error(tmp_path):
     command = [sys.executable, "-m", "u2moe", "serve", str(tmp_path), "--workers", "2", "--port", "0"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert ended.returncode == 1
     assert "before it was ready" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "proxies.md").read_text(encoding="utf-8")
+SOCKET = "/run/u2moe/u2moe.sock"
+NGINX = """
+{user} daemon off; error_log stderr; pid {folder}/nginx.pid;
+events {{}}
+http {{
+    access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/f;
+    uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s; {more}
+    {block}
+}}
+"""
+
+
+def block_of(heading):
+    return re.search(rf"## {heading}\n\n```\w+\n(.*?)```", PAGE, re.DOTALL)[1]
+
+
+def nginx(folder, port, more=""):
+    block = re.sub(r"ssl_certificate.*\n", "", block_of("nginx")).replace("443 ssl", f"127.0.0.1:{port}")
+    user = "user root;" if os.getuid() == 0 else ""
+    text = NGINX.format(user=user, folder=folder, more=more, block=block.replace(SOCKET, f"{folder}/u2moe.sock"))
+    (folder / "nginx.conf").write_text(text, encoding="utf-8")
+    return ["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf")]
+
+
+def caddy(folder, port):
+    block = block_of("Caddy").replace("speech.example", f"http://127.0.0.1:{port}")
+    text = "{\n  admin off\n}\n" + block.replace(SOCKET, f"{folder}/u2moe.sock")
+    (folder / "Caddyfile").write_text(text, encoding="utf-8")
+    return ["caddy", "run", "--config", str(folder / "Caddyfile")]
+
+
+def answers(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextlib.contextmanager
+def proxy(make, folder, *more):
+    """Start a proxy for a socket in the folder, and yield its URL."""
+    if shutil.which(make.__name__) is None:
+        pytest.skip(f"needs the Debian package {make.__name__}")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    home = {**os.environ, "HOME": str(folder), "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
+    with (
+        (folder / "log").open("w") as log,
+        subprocess.Popen(make(folder, port, *more), stderr=log, env=home) as process,
+    ):
+        try:
+            deadline = time.monotonic() + 120
+            while not answers(port):
+                assert process.poll() is None, (folder / "log").read_text(encoding="utf-8")
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+
+
+def post(url, talk, **data):
+    headers = {"Origin": url, "X-Request-ID": "mine"}
+    url = f"{url}/v1/audio/transcriptions"
+    return httpx.post(url, files={"file": talk.read_bytes()}, data=data, headers=headers, timeout=120, trust_env=False)
+
+
+@pytest.mark.parametrize("make", [nginx, caddy])
+def test_everything_passes(running, make, tmp_path, talk, demo, speech, texts, client_of):
+    with running(host=f"unix:{tmp_path}/u2moe.sock"), proxy(make, tmp_path) as url:
+        assert httpx.get(f"{url}/", trust_env=False).text.startswith("<!doctype html>")
+        answer = post(url, talk)
+        assert answer.json()["text"] == demo.transcribe(talk).text
+        assert answer.headers["x-request-id"] == "mine"
+        assert "transcript.text.done" in post(url, talk, stream="true").text
+        with client_of(f"{url.replace('http', 'ws')}/stream", origin=url) as client:
+            client.start(partials=False)
+            client.play(speech())
+            assert [event["text"] for event in client.finish()[:-1]] == texts
+        evil = httpx.post(f"{url}/v1/audio/transcriptions", headers={"Origin": "http://evil.example"}, trust_env=False)
+        assert evil.status_code == 403
+
+
+@pytest.mark.parametrize(("seconds", "more"), [
+    (2, "proxy_read_timeout 1s;"), pytest.param(75, "", marks=pytest.mark.endurance)
+])  # fmt: skip
+def test_what_takes_long_is_kept_by_what_is_sent_meanwhile(running, held, tmp_path, talk, monkeypatch, seconds, more):
+    """The shorter timeout is a second, with blanks at the same ratio as nginx's 60 and our 15 seconds."""
+    for name in ("_SILENCE_S", "_PROGRESS_S") if more else ():
+        monkeypatch.setattr(f"u2moe.runtime.server.protocols.rest.{name}", 0.25)
+    with (
+        running(held, host=f"unix:{tmp_path}/u2moe.sock"),
+        proxy(nginx, tmp_path, more) as url,
+        ThreadPoolExecutor() as pool,
+    ):
+        asked = ({}, {"stream": "true"}, {"response_format": "srt"})
+        answers = [pool.submit(post, url, talk, **data) for data in asked]
+        assert held.is_held.wait(120)
+        time.sleep(seconds)
+        held.release()
+        plain, events, silent = (answer.result() for answer in answers)
+    assert plain.text.startswith(" ")
+    assert json.loads(plain.text)["text"]
+    assert "transcript.progress" in events.text
+    assert "transcript.text.done" in events.text
+    assert silent.status_code == 504  # as documented
+
+
+def test_a_socket_that_a_killed_server_left(tmp_path):
+    options = ServerOptions(host=f"unix:{tmp_path}/a.sock")
+    with contextlib.ExitStack() as opened:
+        open_sockets(options, opened)
+        with pytest.raises(OSError, match=r"a.sock: Address already in use"):
+            open_sockets(options, opened)
+    with contextlib.ExitStack() as opened:
+        open_sockets(options, opened)
+        assert (tmp_path / "a.sock").stat().st_mode & 0o777 == 0o666
+        (tmp_path / "b.sock").write_text("a file of somebody", encoding="utf-8")
+        with pytest.raises(OSError, match="Address already in use"):
+            open_sockets(ServerOptions(host=f"unix:{tmp_path}/b.sock"), opened)
+    with pytest.raises(ValueError, match="serves only HTTP and WebSocket"):
+        ServerOptions(host="unix:x", protocol_ports={"vosk": 1})
+    with pytest.raises(ValueError, match="an address, a network or"):
+        ServerOptions(forwarded_allow_ips=("10.0.0.300",))
