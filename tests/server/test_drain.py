@@ -123,7 +123,7 @@ def test_vosk_gets_the_answer_it_waits_for(running, speech):
 
 
 def test_a_file_is_finished(running, held, talk):
-    with running(held) as server, ThreadPoolExecutor() as pool:
+    with running(held, drain_s=PATIENCE_S) as server, ThreadPoolExecutor() as pool:
         posting = pool.submit(server.post, files={"file": talk.read_bytes()})
         assert held.is_held.wait(PATIENCE_S)
         server.stop()

@@ -197,12 +197,13 @@ def test_connections_that_end_before_their_first_step_are_closed(server):
             begun.cancel()
             begun.add_done_callback(lambda _: ended.set())
 
-    server.wait_until(lambda: not server.server.connections.num_open)
+    server.wait_until(lambda: not server.server.served)
+    num_open = server.server.connections.num_open
     server.service.scheduler._loop.call_soon_threadsafe(take_and_cancel)
     assert ended.wait(PATIENCE_S)
     server.wait_until(lambda: all(here.fileno() == -1 for here, _ in accepted))
     assert [there.recv(1) for _, there in accepted] == [b"", b""]
-    server.wait_until(lambda: not server.server.connections.num_open)
+    server.wait_until(lambda: server.server.connections.num_open == num_open)
     for _, there in accepted:
         there.close()
 
