@@ -75,6 +75,7 @@ def test_a_connection_of_tls_that_is_lost_is_left_alone():
             assert not closed
 
         state = {"is_closing": lambda: bool(closed), "can_write_eof": lambda: False, "is_reading": read}
+        state |= {"abort": close, "get_extra_info": read}
         transport = SimpleNamespace(close=close, pause_reading=read, resume_reading=read, **state)
         visit = accounts.Connections(10).enter(SimpleNamespace(getpeername=lambda: ("10.0.0.1", 0)))
         connection = PacedConnection(visit, set(), lambda _: None)
