@@ -169,11 +169,10 @@ def online_graph(bundle: Bundle, options: SherpaOptions) -> ir.Model:
         }, parts
 
     config = bundle.manifest.model
-    values = {
-        "head": _sizes(config, ATT_CACHE)[0], "num_blocks": config.num_blocks, "output_size": config.output_size,
-        "cnn_module_kernel": _sizes(config, CNN_CACHE)[1] + 1, "right_context": config.right_context,
-        "chunk_size": options.chunk_size, "left_chunks": options.num_left_chunks,
-    }  # fmt: skip
+    heads, kernel = _sizes(config, ATT_CACHE)[0], _sizes(config, CNN_CACHE)[1] + 1
+    values = {"head": heads, "num_blocks": config.num_blocks, "output_size": config.output_size}
+    values |= {"cnn_module_kernel": kernel, "right_context": config.right_context}
+    values |= {"chunk_size": options.chunk_size, "left_chunks": options.num_left_chunks}
     return _graph(ONLINE, bundle, {name: str(value) for name, value in values.items()}, body)
 
 

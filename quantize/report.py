@@ -56,10 +56,8 @@ def build_report(
     transcripts, the report has no section on word errors. `progress` is called with a line for each section.
     """
     progress("weights")
-    report: dict[str, Any] = {
-        "recipe": quantized.manifest.quantization, "onnxruntime": onnxruntime.__version__,
-        "bytes": compare_bytes(reference, quantized), "weight_error": weight_errors(quantized, changes),
-    }  # fmt: skip
+    report: dict[str, Any] = {"recipe": quantized.manifest.quantization, "onnxruntime": onnxruntime.__version__}
+    report |= {"bytes": compare_bytes(reference, quantized), "weight_error": weight_errors(quantized, changes)}
     files, features = zip(*audio, strict=True)
     progress("routing")
     report["routing_agreement"] = routing_agreement(reference, quantized, features)

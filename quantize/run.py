@@ -155,10 +155,8 @@ class QuantizationRun:
 
     def _record(self, recipe: Recipe, changed: Counter[str]) -> dict[str, Any]:
         """Return the manifest's record of the recipe."""
-        record: dict[str, Any] = {
-            "recipe": recipe.name, "groups": dict(recipe.quantized), "whole": recipe.whole,
-            "block_size": recipe.block_size, "num_weights": dict(sorted(changed.items())),
-        }  # fmt: skip
+        record: dict[str, Any] = {"recipe": recipe.name, "groups": dict(recipe.quantized), "whole": recipe.whole}
+        record |= {"block_size": recipe.block_size, "num_weights": dict(sorted(changed.items()))}
         record |= {f"{kind.name}_version": kind.version for kind in quantized(recipe.groups) if kind.version}
         if self.activations:
             products = {name: self.activations.products[name] for name in ("compensated_products", "plain_products")}

@@ -193,11 +193,9 @@ def _front_end(node: ir.Node) -> Iterator[ChannelSite]:
             read = [*chain(*weights)] if all(weights) else []
         if read:
             order, rows = np.arange(shape_of(made[0])[0]), len(kernel_matrix(array_of(read[0])))
-            yield ChannelSite(
-                value=value, made=made, columns=order, read=read,
-                channels=(np.tile if number < count else np.repeat)(order, rows // len(order)),
-                rows=None if value is not None else partial(_windows, node, str(features.name), number),
-            )  # fmt: skip
+            channels = (np.tile if number < count else np.repeat)(order, rows // len(order))
+            windows = None if value is not None else partial(_windows, node, str(features.name), number)
+            yield ChannelSite(value=value, made=made, columns=order, read=read, channels=channels, rows=windows)
 
 
 def _windows(node: ir.Node, features: str, number: int, activations: Activations) -> Float | None:
@@ -244,10 +242,9 @@ def _values(node: ir.Node) -> Iterator[ChannelSite]:
     heads, groups, size = (node.attributes[name].as_int() for name in ("num_heads", "num_kv_heads", "size"))
     channel = np.arange(groups * size).reshape(groups, size)
     columns = (channel + size * (1 + np.arange(groups)[:, np.newaxis])).ravel()
-    yield ChannelSite(
-        value=context, made=inputs_of(maker)[1:], columns=columns, read=inputs_of(readers[0])[1:2],
-        channels=np.repeat(channel, heads // groups, axis=0).ravel(),
-    )  # fmt: skip
+    channels = np.repeat(channel, heads // groups, axis=0).ravel()
+    made, read = inputs_of(maker)[1:], inputs_of(readers[0])[1:2]
+    yield ChannelSite(value=context, made=made, columns=columns, read=read, channels=channels)
 
 
 def _hidden(parameters: Sequence[ir.Value]) -> ChannelSite:

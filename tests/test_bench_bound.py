@@ -76,23 +76,12 @@ def event(name, op_type="Add", inputs=(), outputs=(), **arguments):
 def test_kernels_of_functions_belong_where_these_are_called(tmp_path):
     model = onnx.parser.parse_model("""
     <ir_version: 8, opset_import: ["": 18, "u2moe": 1]>
-    main (float[n] x) => (float[n] y) {
-        a = u2moe.F(x)
-        b = Relu(a)
-        c = Constant<value = float {1.0}>()
-        y = u2moe.G(b)
-    }
+    main (float[n] x) => (float[n] y)
+    { a = u2moe.F(x) b = Relu(a) c = Constant<value = float {1.0}>() y = u2moe.G(b) }
     <domain: "u2moe", opset_import: ["": 18, "u2moe": 1]>
-    F (x) => (y) {
-        one = Constant<value = float {1.0}>()
-        g = u2moe.G(x)
-        y = Mul(g, one)
-    }
+    F (x) => (y) { one = Constant<value = float {1.0}>() g = u2moe.G(x) y = Mul(g, one) }
     <domain: "u2moe", opset_import: ["": 18]>
-    G (x) => (y) {
-        a = Abs(x)
-        y = Neg(a)
-    }
+    G (x) => (y) { a = Abs(x) y = Neg(a) }
     """)
     names = ("encoder/self_attn/f", "encoder/embed/Relu", "c", "encoder/conv_module/g")
     for node, name in zip(model.graph.node, names, strict=True):
