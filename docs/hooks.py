@@ -7,20 +7,23 @@ files with the first paragraphs of their docstrings. `{{ help COMMAND }}` become
 
 import ast
 import atexit
+import contextlib
 import html
 import importlib
+import io
 import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 import tomllib
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from mkdocs.plugins import event_priority
+
+from u2moe.runtime import cli
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -109,12 +112,8 @@ def summary(file: Path) -> str:
 
 def help_of(command: str) -> str:
     """Return the output of `u2moe COMMAND --help` as a collapsed section."""
-    done = subprocess.run(
-        [sys.executable, "-m", "u2moe", *command.split(), "--help"],
-        env={**os.environ, "COLUMNS": HELP_WIDTH, "NO_COLOR": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    plain = mock.patch.dict(os.environ, COLUMNS=HELP_WIDTH, NO_COLOR="1")
+    with plain, contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
+        cli.main([*command.split(), "--help"])
     summary = f"<summary>All options: <code>u2moe {command} --help</code></summary>"
-    return f"<details>{summary}<pre><code>{html.escape(done.stdout)}</code></pre></details>"
+    return f"<details>{summary}<pre><code>{html.escape(printed.getvalue())}</code></pre></details>"

@@ -148,7 +148,7 @@ def test_a_calibration_is_kept_for_other_recipes(small_bundle, recordings, tmp_p
         files.append(Bundle.open(out).manifest.files)
     assert files[0] == files[1]
     assert shlex.join(["--calibration", str(kept), "--max-damage", "2"]) in capsys.readouterr().out.splitlines()[-1]
-    limit = ["--calibration", str(kept), "--max-divergence", "1", *options]
+    limit = ["--recipe", "int8-experts", "--calibration", str(kept), "--max-divergence", "1", *options]
     assert main(["quantize", source, str(tmp_path / "limit"), *limit]) == 0
     measured = tmp_path / "kept.npz.damage.jsonl"
     lines = measured.read_text(encoding="utf-8")

@@ -5,15 +5,14 @@ import json
 
 import numpy as np
 
+REALTIME = '{"type": "session.update", "session": {"audio": {"input": %s}}}'
 START = {
     "/stream": ["{}"],
     "/wenet": ['{"signal": "start", "continuous_decoding": true}'],
     "/sherpa": [],
     "/sherpa-offline": [],
     "/vosk": ['{"config": {"sample_rate": 16000}}'],
-    "/v1/realtime": [
-        '{"type": "session.update", "session": {"audio": {"input": {"format": {"type": "audio/pcm", "rate": 16000}}}}}'
-    ],
+    "/v1/realtime": [REALTIME % '{"format": {"type": "audio/pcm", "rate": 16000}}'],
 }
 END = {
     "/stream": '{"type": "finish"}', "/wenet": '{"signal": "end"}', "/sherpa": "Done", "/sherpa-offline": "Done",
@@ -60,7 +59,7 @@ WITH_OPTIONS = {
     "/stream": ['{"sample_rate": 16000, "hotwords": ["seven", ["three", 2.5]], "nbest": 3}'],
     "/wenet": ['{"signal": "start", "nbest": 5, "continuous_decoding": true}'],
     "/vosk": ['{"config": {"sample_rate": 16000, "max_alternatives": 2, "phrase_list": ["seven"]}}'],
-    "/v1/realtime": ['{"type": "session.update", "session": {"audio": {"input": {"turn_detection": null}}}}'],
+    "/v1/realtime": [REALTIME % '{"turn_detection": null}'],
 }
 """Beginnings with more options than `START`."""
 
@@ -80,8 +79,7 @@ def wyoming_request(samples):
 
 def upload(content, fields=(("response_format", "verbose_json"),)):
     """Return the body of a request to `/v1/audio/transcriptions`, with the boundary "x"."""
-    parts = [
-        f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode() for name, value in fields
-    ]
-    head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
-    return b"".join([*parts, head, content, b"\r\n--x--\r\n"])
+    head = "--x\r\nContent-Disposition: form-data; name="
+    parts = [f'{head}"{name}"\r\n\r\n{value}\r\n' for name, value in fields]
+    parts.append(f'{head}"file"; filename="a.wav"\r\n\r\n')
+    return "".join(parts).encode() + content + b"\r\n--x--\r\n"

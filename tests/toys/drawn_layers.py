@@ -2,7 +2,6 @@
 
 import ctypes
 import json
-from functools import cache
 
 import numpy as np
 import onnx
@@ -137,9 +136,9 @@ def _mixture(library, operator, sizes, random):
     )  # fmt: skip
     if random.random() >= _PACKED_SHARE:
         return mixture_model(mixture, mixture_weights(random, mixture, *sizes), *sizes)
-    size = sum(_packed_bytes(library, *shape, mixture.block_size) for shape in (sizes, sizes[::-1])) * num_experts
-    weights = {"gate": random_matrix(random, sizes[0], num_experts), "packed": _any_bytes(size, random)}
-    attributes = {**mixture.attributes(), "hidden": sizes[1], "layout": _layout(library)}
+    packed, layout = _packed(library, (sizes, sizes[::-1]) * num_experts, mixture.block_size, random)
+    weights = {"gate": random_matrix(random, sizes[0], num_experts), **packed}
+    attributes = {**mixture.attributes(), "hidden": sizes[1], "layout": layout}
     return packed_layer_model(operator, ["y"], {"x": np.float32}, weights, attributes)
 
 
@@ -157,9 +156,9 @@ def _products(library, operator, sizes, random):
     shapes = {"w1": sizes, "w2": sizes[::-1]} if is_layer else {"weight": sizes}
     shapes = {"gate": sizes, **shapes} if is_gated else shapes
     if random.random() < _PACKED_SHARE:
-        size = sum(_packed_bytes(library, *shape, block_size) for shape in shapes.values())
-        attributes |= {"in": sizes[0], "hidden" if is_layer else "out": sizes[1], "layout": _layout(library)}
-        return packed_layer_model(operator, ["y"], fed, {"packed": _any_bytes(size, random)}, attributes)
+        packed, layout = _packed(library, shapes.values(), block_size, random)
+        attributes |= {"in": sizes[0], "hidden" if is_layer else "out": sizes[1], "layout": layout}
+        return packed_layer_model(operator, ["y"], fed, packed, attributes)
     weights, made = {}, conversion("int4" if block_size else "int8", block_size)
     for name, shape in shapes.items():
         weights |= zip(made.names(name, bias=False), made.parts(random_matrix(random, *shape)), strict=True)
@@ -174,24 +173,15 @@ def _products(library, operator, sizes, random):
     return layer_model(product, fed, weights, attributes)
 
 
-def _packed_bytes(library, rows, columns, block_size=0):
-    """Return the number of bytes of a packed weight according to the library."""
-    pack = ctypes.CDLL(str(library))[f"u2moe_kernels_pack_int{4 if block_size else 8}"]
-    pack.restype = ctypes.c_size_t
-    sizes = [ctypes.c_size_t(size) for size in (rows, columns, *([block_size] if block_size else []))]
-    return pack(*[None] * (4 if block_size else 3), *sizes, None)
-
-
-@cache
-def _layout(library):
-    """Return the version of the layout of packed weights that the library reads."""
-    text = ctypes.create_string_buffer(4096)
-    ctypes.CDLL(str(library)).u2moe_kernels_describe(text, ctypes.c_size_t(len(text)))
-    return json.loads(text.value)["layout"]
-
-
-def _any_bytes(size, random):
-    """Return packed weights, scales and biases: random bytes; as floats, some are NaN, infinite or near 0."""
+def _packed(library, shapes, block_size, random):
+    """Return weights, scales and biases of the size of the library's layout, and its version. They are random bytes; as
+    floats, some are NaN, infinite or near 0."""
+    kernels, text = ctypes.CDLL(str(library)), ctypes.create_string_buffer(4096)
+    kernels.u2moe_kernels_describe(text, ctypes.c_size_t(len(text)))
+    pack = kernels[f"u2moe_kernels_pack_int{4 if block_size else 8}"]
+    pack.restype, nothing, blocks = ctypes.c_size_t, [None] * (4 if block_size else 3), [block_size] * (block_size > 0)
+    size = sum(pack(*nothing, *map(ctypes.c_size_t, (*shape, *blocks)), None) for shape in shapes)
+    content = random.standard_normal(-(-size // 4)).astype(np.float32).view(np.uint8)[:size].copy()
     if random.random() < 0.5:
-        return np.frombuffer(random.bytes(size), np.uint8)
-    return random.standard_normal(-(-size // 4)).astype(np.float32).view(np.uint8)[:size].copy()
+        content = np.frombuffer(random.bytes(size), np.uint8)
+    return {"packed": content}, json.loads(text.value)["layout"]

@@ -1,5 +1,7 @@
 """Comparison of other runtimes with the Python runtime."""
 
+import dataclasses
+
 import pytest
 
 from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer
@@ -19,17 +21,14 @@ def recognized(bundle, model, samples, rate=16_000, hotwords=None, endpoint=None
 def assert_same_segments(found, expected):
     """Check that segments from JSON equal Python's; scores and confidences to single precision."""
     assert len(found) == len(expected)
-    for theirs, ours in zip(found, expected, strict=True):
+    compared = {"words": ("word", "start", "end"), "phrases": ("phrase", "start", "end"), "nbest": ("tokens", "times")}
+    for theirs, ours in zip(found, map(dataclasses.asdict, expected), strict=True):
         for field in ("text", "tokens", "segment", "times", "committed", "revised"):
-            assert theirs[field] == getattr(ours, field)
-        words = [(word["word"], word["start"], word["end"]) for word in theirs["words"]]
-        assert words == [(word.word, word.start, word.end) for word in ours.words]
-        phrases = [(each["phrase"], each["start"], each["end"]) for each in theirs["phrases"]]
-        assert phrases == [(each.phrase, each.start, each.end) for each in ours.phrases]
-        confidences = [word["confidence"] for word in theirs["words"]]
-        assert confidences == pytest.approx([word.confidence for word in ours.words], abs=1e-3)
-        assert [item["tokens"] for item in theirs["nbest"]] == [item.tokens for item in ours.nbest]
-        assert [item["times"] for item in theirs["nbest"]] == [item.times for item in ours.nbest]
-        assert [theirs["score"], *(item["score"] for item in theirs["nbest"])] == pytest.approx(
-            [ours.score, *(item.score for item in ours.nbest)], abs=0.02
-        )  # sums over a hundred tokens
+            assert theirs[field] == ours[field]
+        for field, names in compared.items():
+            one, other = ([[each[name] for name in names] for each in own[field]] for own in (theirs, ours))
+            assert one == other
+        for field, name, limit in (("words", "confidence", 1e-3), ("nbest", "score", 0.02)):  # of a hundred tokens
+            one, other = ([each[name] for each in own[field]] for own in (theirs, ours))
+            assert one == pytest.approx(other, abs=limit)
+        assert theirs["score"] == pytest.approx(ours["score"], abs=0.02)

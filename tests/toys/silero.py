@@ -10,27 +10,17 @@ vad (float[windows, 576] input, {inputs}) => (float[windows, 1] output, float[a,
  int64[1] seen = {{64}}, int64[1] body = {{512}}, float limit = {{0.001}}, float threshold = {{0.0001}},
  int64[3] cell = {{1, 1, 1}}, int64[3] copies = {{{copies}, 1, 128}}, int64[2] column = {{-1, 1}}>
 {{
-    context = Slice(input, first, seen, one)
-    context_sums = ReduceSum<keepdims = 1>(context, one)
+    context = Slice(input, first, seen, one)          context_sums = ReduceSum<keepdims = 1>(context, one)
     context_sum = Slice(context_sums, first, one, first)
-    held = Slice({state}, first, one, two)
-    held_sums = Reshape(held, column)
-    remembered = Slice(held_sums, first, one, first)
-    difference = Sub(context_sum, remembered)
-    size = Abs(difference)
-    follows = Less(size, limit)
-    samples = Slice(input, seen, end, one)
-    squares = Mul(samples, samples)
-    energy = ReduceMean<keepdims = 1>(squares, one)
-    loud = Greater(energy, threshold)
-    speaks = And(loud, follows)
-    output = Cast<to = 1>(speaks)
-    tail = Slice(input, body, end, one)
-    tail_sums = ReduceSum<keepdims = 1>(tail, one)
-    tail_sum = Slice(tail_sums, last, end, first)
-    summed = Reshape(tail_sum, cell)
-    next = Expand(summed, copies)
-    {further}
+    held = Slice({state}, first, one, two)            held_sums = Reshape(held, column)
+    remembered = Slice(held_sums, first, one, first)  difference = Sub(context_sum, remembered)
+    size = Abs(difference)                            follows = Less(size, limit)
+    samples = Slice(input, seen, end, one)            squares = Mul(samples, samples)
+    energy = ReduceMean<keepdims = 1>(squares, one)   loud = Greater(energy, threshold)
+    speaks = And(loud, follows)                       output = Cast<to = 1>(speaks)
+    tail = Slice(input, body, end, one)               tail_sums = ReduceSum<keepdims = 1>(tail, one)
+    tail_sum = Slice(tail_sums, last, end, first)     summed = Reshape(tail_sum, cell)
+    next = Expand(summed, copies)                     {further}
 }}
 """
 """A window is speech if it is loud and its first 64 samples equal the last ones of the previous window in the state."""
