@@ -11,7 +11,7 @@ import soundfile
 from corpora import ToyChoice, rows_in
 from hypothesis import given
 from hypothesis import strategies as st
-from log_probs import random_log_probs
+from searches import random_log_probs
 from tones import RATE, say, toy_recognizer
 
 from u2moe.runtime import AlignmentError, CorpusError, DecodingOptions, cli

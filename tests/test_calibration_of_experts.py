@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import soundfile
-from noise import write_noise
+from corpora import write_noise
 
 from u2moe.quantize import quantize_bundle, recipe
 from u2moe.quantize.arithmetic import relative_error

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import onnx_ir as ir
 import pytest
-from noise import write_noise
+from corpora import write_noise
 
 from u2moe.benchmarks.instruments import host
 from u2moe.quantize import keep_calibration

@@ -9,8 +9,7 @@ from feeding import CHUNKED, RATE, TINY, partials
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from language_models import random_arpa
-from log_probs import log_softmax
-from searches import HOTWORDS, SYMBOLS, VOCABULARY
+from searches import HOTWORDS, SYMBOLS, VOCABULARY, log_softmax
 from tones import say, toy_recognizer
 
 from u2moe.runtime import DecodingOptions, Grammar, LanguageModel, LanguageModelOptions, TextFormat

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from log_probs import random_log_probs
+from searches import random_log_probs
 
 from u2moe.runtime.decoding.context import DEFAULT_WEIGHT, ContextGraph, parse_hotwords
 from u2moe.runtime.decoding.ctc import PrefixBeamSearch, ctc_prefix_beam_search

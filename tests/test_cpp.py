@@ -19,9 +19,8 @@ import onnxruntime
 import pytest
 import soundfile
 from compiled import CHECKS, EXAMPLES, HAS_OPENSSL, NEEDED, ONNXRUNTIME, ROOT, SIGNATURES, SOURCE
-from manifests import edited, flipped, of_later_version, without
-from other_runtimes import assert_same_segments, recognized
-from signing import written_key
+from conformance import assert_same_segments, recognized
+from manifests import edited, flipped, of_later_version, without, written_key
 from silero import write_vad
 from static_damage import DAMAGED_SHAPES, SHORTER, damaged, shorter
 from wenet_directories import write_configuration

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from log_probs import log_softmax, random_log_probs
+from searches import log_softmax, random_log_probs
 
 from u2moe.runtime.decoding.ctc import (
     GreedySearch,

@@ -12,7 +12,7 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import onnx_ir as ir
 import pytest
-from noise import write_noise
+from corpora import write_noise
 
 from u2moe.quantize import Goal, comparison, damage, inspect_bundle, quantize_bundle, quantizer, recipe
 from u2moe.quantize.comparison import Difference, compare, share_of

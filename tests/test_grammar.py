@@ -10,7 +10,7 @@ import pytest
 from feeding import CHUNKED, partials
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from log_probs import log_softmax
+from searches import log_softmax
 from tones import say
 
 from u2moe.runtime import DecodingOptions, Grammar, GrammarError, cli

@@ -9,10 +9,9 @@ from pathlib import Path
 import conformance
 import pytest
 import soundfile
-from browsing import BROWSER, WEB, needs_onnxruntime_web
-from javascript import NODE, needs_node, run_module
+from browsing import BROWSER, NODE, WEB, needs_node, needs_onnxruntime_web, run_module
+from conformance import assert_same_segments, recognized
 from manifests import LATER, LATER_FIELD, LOST, edited, flipped, of_later_version, without
-from other_runtimes import assert_same_segments, recognized
 from silero import write_vad
 from static_damage import SHORTER, damaged, shorter
 

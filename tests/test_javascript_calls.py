@@ -3,8 +3,7 @@
 import shutil
 
 import pytest
-from browsing import BROWSER, WEB, needs_onnxruntime_web
-from javascript import needs_node, run_module
+from browsing import BROWSER, WEB, needs_node, needs_onnxruntime_web, run_module
 from manifests import flipped
 
 pytestmark = [needs_node, needs_onnxruntime_web]

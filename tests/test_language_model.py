@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from language_models import Definition, random_arpa
-from log_probs import random_log_probs
+from searches import random_log_probs
 
 from u2moe.runtime import LanguageModel, LanguageModelError, LanguageModelOptions
 from u2moe.runtime.decoding.context import ContextGraph

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import pytest
 import torch
 import yaml
-from noise import write_noise
+from corpora import write_noise
 
 from u2moe.export import export_bundle, export_random, parity
 from u2moe.export.checkpoint import Checkpoint

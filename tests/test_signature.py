@@ -5,9 +5,8 @@ import shutil
 import subprocess
 
 import pytest
-from javascript import needs_node, run_module
-from manifests import edit_manifest, flipped
-from signing import written_key
+from browsing import needs_node, run_module
+from manifests import edit_manifest, flipped, written_key
 
 from u2moe.runtime import Bundle, BundleWriter, IntegrityError, Recognizer, SessionSettings, SignatureError
 from u2moe.runtime.bundle.signature import PREFIX, key_id, public_key, signatures_in

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import onnx_ir as ir
 import pytest
-from noise import write_noise
+from corpora import write_noise
 from wenet_directories import write_configuration
 
 from u2moe.quantize import quantize_bundle, recipe

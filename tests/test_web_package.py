@@ -11,8 +11,17 @@ import sys
 import numpy as np
 import pytest
 import soundfile
-from browsing import BROWSER, ROOT, WEB, chromium, fake_microphone, host, needs_chromium, needs_onnxruntime_web
-from javascript import needs_node
+from browsing import (
+    BROWSER,
+    ROOT,
+    WEB,
+    chromium,
+    fake_microphone,
+    host,
+    needs_chromium,
+    needs_node,
+    needs_onnxruntime_web,
+)
 from language_models import random_arpa
 from manifests import flipped
 

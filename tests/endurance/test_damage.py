@@ -1,16 +1,19 @@
 """Damaged files and invalid options: a documented error or a result, never a crash, a hang or output."""
 
+import dataclasses
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
-from damage import NUM_INPUTS, tried
+from damage import NUM_INPUTS, ODD_VALUES, one_of, tried
 from damaged_audio import use_damaged_audio, use_damaged_uploads
 from damaged_files import use_damaged_bundles, use_damaged_configs, use_damaged_models
-from odd_options import use_odd_options
 
-from u2moe.runtime import U2moeError
+import u2moe
 from u2moe.runtime.audio.decoder import FileDecoder
+from u2moe.runtime.options import SEARCHES
+from u2moe.runtime.text.formats import FORMATS, format_transcript
 
 FEW = {"audio": 24, "media": 24, "uploads": 60, "bundles": 12, "options": 12, "models": 40, "configs": 40}
 MANY = {"uploads": 50_000 * NUM_INPUTS // 3000}
@@ -39,7 +42,7 @@ def test_an_input_is_refused_or_used(kind, counts, recognizer, sound, tmp_path, 
             use = use_damaged_models(recognizer.vocabulary, tmp_path)
         case "configs":
             use = use_damaged_configs(sorted(Path(__file__).parents[1].glob("golden/*/train.yaml")), tmp_path)
-    documented = (U2moeError, ValueError) if kind == "options" else (U2moeError,)
+    documented = (u2moe.U2moeError, ValueError) if kind == "options" else (u2moe.U2moeError,)
     outcomes = tried(use, documented, counts.get(kind, NUM_INPUTS), tmp_path)
     decoder.stop()
     assert outcomes["refused"] > 0
@@ -53,3 +56,106 @@ def test_an_undocumented_error_fails_with_its_seed(tmp_path):
 
     with pytest.raises(AssertionError, match="seed 0: not a documented error"):
         tried(use, (ValueError,), 1, tmp_path)
+
+
+# -------------------- options, hotwords, sample rates and samples, odd or not: used if they are accepted
+
+_DTYPES = ("float32", "float64", "int16", "int32", "uint8", "bool", "complex64", "O", "U4", "float16")
+
+
+def use_odd_options(recognizer, clip):
+    """Return a function that draws options, and recognises a clip with them, as a whole or as a stream."""
+    transcript = recognizer.transcribe(clip)
+
+    def transcribe(random):
+        recognizer.transcribe(clip, options=_decoding_options(random), hotwords=_hotwords(random))
+
+    def stream(random):
+        own = u2moe.Recognizer(recognizer.bundle, recognizer.model, _decoding_options(random))
+        source = own.create_stream(hotwords=_hotwords(random))
+        for portion in np.array_split(clip, random.integers(1, 9)):
+            source.accept_waveform(own.bundle.manifest.features.sample_rate, portion)
+            own.decode_streams([source])
+        source.input_finished()
+        own.decode_streams([source])
+        source.get_result()
+
+    def samples(random):
+        rate = one_of(_or_odd((8000, 16_000, 44_100, 11_025.5, 1, 1e9), random), random)
+        recognizer.transcribe(_samples(clip, random), rate)
+
+    def subtitles(random):
+        names = (*FORMATS, *(value for value in ODD_VALUES if isinstance(value, str)))
+        format_transcript(transcript, one_of(names, random), options=_drawn(u2moe.SubtitleOptions, random))
+
+    def speech(random):
+        _drawn(u2moe.VadOptions, random)
+
+    def load(random):  # takes a fifth of a second
+        names = ("num_threads", "providers", "provider_options", "sess_options")
+        settings = {name: one_of(ODD_VALUES, random) for name in names if random.random() < 0.5}
+        u2moe.Bundle.open(recognizer.bundle.path).load(u2moe.SessionSettings(**settings))
+
+    def use(random):
+        uses = (transcribe, transcribe, stream, stream, samples, subtitles, speech)
+        (load if random.random() < 0.02 else one_of(uses, random))(random)
+        return "accepted"
+
+    return use
+
+
+def _or_odd(values, random, odd=ODD_VALUES):
+    return values if random.random() > 0.15 else odd
+
+
+def _drawn(options, random, **fields):
+    """Return options with some fields odd or near their defaults, and some given."""
+    for field in dataclasses.fields(options):
+        if field.name not in fields and random.random() < 0.3:
+            fields[field.name] = one_of(_or_odd((_near(field.default, random),), random), random)
+    return options(**fields)
+
+
+def _near(default, random):
+    """Return a value of the same type and magnitude."""
+    if isinstance(default, bool):
+        return bool(random.random() < 0.5)
+    if isinstance(default, int):
+        return one_of((int, np.int32), random)(round(default * random.uniform(0.1, 3)))
+    number = random.uniform(0, 3) * (default if isinstance(default, float) and default else 0.5)
+    return one_of((float, np.float32), random)(number)
+
+
+def _decoding_options(random):
+    """Return options of a search, with endpoints of any kind."""
+    fields = {"search": one_of(_or_odd((None, *SEARCHES), random), random)}
+    if random.random() < 0.5:
+        fields["chunk_size"] = one_of((None, 1, 3, 4, 16, 16, 100, 1000, 10**6, -1), random)
+        fields["num_left_chunks"] = one_of((-1, 0, 1, 4, 4, 100, 10**6, 10**9), random)
+    if random.random() < 0.3:
+        rules = {f"rule{number}": _drawn(u2moe.EndpointRule, random) for number in (1, 2, 3) if random.random() < 0.5}
+        fields["endpoint"] = _drawn(u2moe.EndpointConfig, random, **rules)
+    return _drawn(u2moe.DecodingOptions, random, **fields)
+
+
+def _hotwords(random):
+    """Return hotwords as lists, mappings or something else; None half of the time."""
+    if random.random() < 0.5:
+        return None
+    words, odd = ("SEVEN", "the old harbour", "SEVEN FIFTEEN", "x" * 1000), ("", " ", "ß", "a\0b", "\ud800", 3, None)
+    phrases = [one_of(_or_odd(words, random, odd), random) for _ in range(random.integers(0, 4))]
+    pairs = [(phrase, one_of(_or_odd((1.5, 0.1, 100), random), random)) for phrase in phrases]
+    return one_of(_or_odd((phrases, pairs, dict(pairs)), random), random)
+
+
+def _samples(clip, random):
+    """Return samples of some type and shape, with odd values among them."""
+    if random.random() < 0.2:
+        return one_of(ODD_VALUES, random)
+    values = clip.copy()
+    for _ in range(random.integers(0, 3)):
+        values[random.integers(len(values))] = one_of((np.nan, np.inf, -np.inf, 1e38, 0.0), random)
+    shape = one_of(((-1,), (1, -1), (-1, 1), (2, -1), (-1, 2), (1, 1, -1)), random)
+    some = one_of((values[: len(values) // 2 * 2], values[:2], values[:0]), random)
+    with np.errstate(all="ignore"):
+        return some.reshape(shape if some.size else (0,)).astype(one_of(_DTYPES, random))

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 from browsing import BROWSER
 from compiled import CHECKS, ROOT, SOURCE, cmake
-from other_runtimes import assert_same_segments, recognized
+from conformance import assert_same_segments, recognized
 
 from u2moe.runtime import Recognizer, SessionSettings
 from u2moe.runtime.audio.files import find_audio

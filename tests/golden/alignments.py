@@ -9,7 +9,7 @@ import torch
 from torchaudio.functional import forced_align
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "toys"))
-from log_probs import random_log_probs
+from searches import random_log_probs
 
 CASES = ((3, 4, 2), (40, 5, 12), (60, 3, 25), (200, 30, 60), (90, 4, 2))
 """Frames, size of the vocabulary, tokens to align."""

@@ -9,7 +9,7 @@ import onnx.inliner
 import onnx_ir as ir
 import pytest
 import torch
-from noise import write_noise
+from corpora import write_noise
 
 from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, audio_seconds, one_round, streaming_round, utterance
 from u2moe.benchmarks.results.files import read_json

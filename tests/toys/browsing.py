@@ -1,10 +1,12 @@
-"""Pages in Debian's Chromium, for tests."""
+"""Pages in Debian's Chromium, and modules of runtime/web in Node."""
 
 import contextlib
 import functools
 import http.server
+import json
 import runpy
 import shutil
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -102,3 +104,22 @@ def chromium(*arguments):
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *arguments])
         yield browser
         browser.close()
+
+
+NODE = shutil.which("node")
+_PRELUDE = f"""
+const input = JSON.parse(await new Response(process.stdin).text());
+const part = (file) => import({json.dumps(WEB.as_uri())} + "/" + file);
+"""
+needs_node = pytest.mark.skipif(NODE is None, reason="needs Node: apt-get install nodejs")
+
+
+def run_module(code, data=None, *flags):
+    """Return the JSON output of a module that reads `input`; `part` imports a file of the package."""
+    command = [NODE, *flags, "--input-type=module", "-e", f"{_PRELUDE}\n{code}"]
+    done = subprocess.run(
+        command, input=json.dumps(data), cwd=BROWSER, capture_output=True, text=True, check=False,
+        timeout=PATIENCE_MS / 1000,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)

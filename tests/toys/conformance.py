@@ -132,9 +132,9 @@ def recognized_case(recognizer, case, samples, model, networks):
     return segments_of(recognizer.create_stream(chosen, hotwords=hotwords), recognizer, whole)
 
 
-def segments_of(stream, recognizer, samples):
-    """Return the segments of a stream of samples at 16 kHz."""
-    stream.accept_waveform(16_000, samples)
+def segments_of(stream, recognizer, samples, rate=16_000):
+    """Return the segments of a stream of samples."""
+    stream.accept_waveform(rate, samples)
     stream.input_finished()
     recognizer.decode_streams([stream])
     return stream.take_segments()
@@ -272,3 +272,26 @@ def _compare(ours, theirs, where):
             _compare(ours[name], theirs[name], f"{where} {name}")
     else:
         assert ours == (pytest.approx(theirs, rel=1e-9, abs=2e-7) if isinstance(theirs, float) else theirs), where
+
+
+def recognized(bundle, model, samples, rate=16_000, hotwords=None, endpoint=None, **options):
+    """Return the segments that Python finds in a stream of samples; other options default to those of the programs."""
+    options = {"chunk_size": 16, "num_left_chunks": 4, "endpoint": endpoint or u2moe.EndpointConfig()} | options
+    recognizer = u2moe.Recognizer(bundle, model, u2moe.DecodingOptions(**options))
+    return segments_of(recognizer.create_stream(hotwords=hotwords), recognizer, samples, rate)
+
+
+def assert_same_segments(found, expected):
+    """Check that segments from JSON equal Python's; scores and confidences to single precision."""
+    assert len(found) == len(expected)
+    compared = {"words": ("word", "start", "end"), "phrases": ("phrase", "start", "end"), "nbest": ("tokens", "times")}
+    for theirs, ours in zip(found, map(dataclasses.asdict, expected), strict=True):
+        for field in ("text", "tokens", "segment", "times", "committed", "revised"):
+            assert theirs[field] == ours[field]
+        for field, names in compared.items():
+            one, other = ([[each[name] for name in names] for each in own[field]] for own in (theirs, ours))
+            assert one == other
+        for field, name, limit in (("words", "confidence", 1e-3), ("nbest", "score", 0.02)):  # of a hundred tokens
+            one, other = ([each[name] for each in own[field]] for own in (theirs, ours))
+            assert one == pytest.approx(other, abs=limit)
+        assert theirs["score"] == pytest.approx(ours["score"], abs=0.02)

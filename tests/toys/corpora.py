@@ -1,4 +1,4 @@
-"""Small corpora of tones, and the toy model as loaded by the workers of a run."""
+"""Small corpora of tones or noise, and the toy model as loaded by the workers of a run."""
 
 import json
 import os
@@ -96,3 +96,12 @@ def assert_survives_kill(script, corpus, folder):
     assert len(files_in(out)) == 2
     subprocess.run(arguments, env=environment, check=True)
     assert [row["text"] for row in rows_in(out)] == [line["txt"] for line in listed(corpus)[:6]]
+
+
+def write_noise(folder, number, length):
+    """Write recordings of noise that rises and falls at another rate in each, and return the folder."""
+    for index in range(number):
+        noise = np.random.default_rng(index).standard_normal(length)
+        samples = noise * np.abs(np.sin(np.arange(length) / (1000 + 900 * index))) * 0.2
+        soundfile.write(folder / f"{index}.wav", samples.astype(np.float32), 16_000)
+    return folder

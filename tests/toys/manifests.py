@@ -1,4 +1,4 @@
-"""Manifests of bundles with changes that our programs do not make."""
+"""Manifests of bundles with changes that our programs do not make, and keys for signing bundles."""
 
 import copy
 import dataclasses
@@ -7,6 +7,7 @@ import shutil
 import sys
 
 import onnx_ir as ir
+import pytest
 
 from u2moe.runtime import BundleWriter
 from u2moe.runtime.bundle.manifest import Calibration
@@ -91,3 +92,15 @@ def with_activation(bundle, name, target):
             staging.add(file, bundle.path / file)
         staging.add("encoder.onnx", ir.to_proto(model).SerializeToString())
         return staging.finish(bundle.manifest)
+
+
+def written_key(folder, name):
+    """Return files of a private and a public key, as written by openssl, and the text of the public one."""
+    ed25519 = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
+    serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")
+    key = ed25519.Ed25519PrivateKey.from_private_bytes(name.ljust(32).encode())
+    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    (folder / name).write_bytes(key.private_bytes(pem, pkcs8, serialization.NoEncryption()))
+    public = key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
+    (folder / f"{name}.pub").write_bytes(public)
+    return public.decode()
