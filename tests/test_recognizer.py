@@ -158,21 +158,18 @@ def test_what_is_dropped_is_freed_at_once(bundle, sound):
 
 
 @pytest.fixture
-def long(sound):
-    return np.tile(sound, 6)
-
-
-@pytest.fixture
-def file(long, tmp_path):
+def recording(sound, tmp_path):
+    """Return a file and the samples of its first channel."""
+    long = np.tile(sound, 6)
     soundfile.write(tmp_path / "a.wav", np.stack([long, -long], axis=1), RATE, subtype="FLOAT")
-    return tmp_path / "a.wav"
+    return tmp_path / "a.wav", long
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [None, TINY])
-def test_files_and_arrays_are_heard_and_told_piece_by_piece(recognizer, file, long, options):
+def test_files_and_arrays_are_heard_and_told_piece_by_piece(recognizer, recording, options):
     """For any length: features are never all in memory at the same time."""
-    read, told = [], []
+    (file, long), read, told = recording, [], []
     segments = recognizer.segments(str(file), options=options, channel=0, on_progress=read.append)
     assert read == []  # audio is read only on request
     found = [next(segments)]
@@ -185,10 +182,10 @@ def test_files_and_arrays_are_heard_and_told_piece_by_piece(recognizer, file, lo
 
 
 @pytest.mark.slow
-def test_damage_late_in_a_file_keeps_what_was_before(recognizer, file, long):
+def test_damage_late_in_a_file_keeps_what_was_before(recognizer, recording):
+    file, long = recording
     expected = recognizer.transcribe(long[: 12 * RATE], options=TINY)
-    content = file.read_bytes()
-    file.write_bytes(content[: len(content) - 8 * 12 * RATE])
+    file.write_bytes(file.read_bytes()[: -8 * 12 * RATE])
     transcript = recognizer.transcribe(file, options=TINY, channel=0)
     assert (transcript.segments, transcript.text, transcript.duration) == (expected.segments, expected.text, 12.0)
     assert len(expected.segments) > 6

@@ -96,12 +96,11 @@ def test_what_is_no_vad(content, tmp_path, bundle):
         VoiceActivityDetector(file)
 
 
-@pytest.mark.parametrize(
-    "options", [{"threshold": 0.0}, {"threshold": 1.0}, {"end_threshold": 0.6}, {"min_silence": 0.0}, {"padding": 0.4}]
-)
-def test_options_that_cannot_be(options):
-    with pytest.raises(ValueError, match=next(iter(options))):
-        VadOptions(**options)
+def test_options_that_cannot_be():
+    wrong = {"threshold": 0.0, "end_threshold": 0.6, "min_silence": 0.0, "padding": 0.4}
+    for name, value in (*wrong.items(), ("threshold", 1.0)):
+        with pytest.raises(ValueError, match=name):
+            VadOptions(**{name: value})
 
 
 def test_words_are_those_of_each_stretch_at_its_time(vad, recognizer, sound):
