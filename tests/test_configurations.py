@@ -1,6 +1,5 @@
 """Every accepted configuration against WeNet's own outputs (see golden/configurations/README.md), and LoRA adapters."""
 
-import functools
 import importlib.util
 import json
 import random
@@ -24,11 +23,6 @@ DIGESTS = json.loads((GOLDEN / "digests.json").read_text(encoding="utf-8"))
 HYPOTHESES = [[5, 9, 3, 11, 4], [7, 6, 5], [], [12]]
 # Single precision on outputs of size 1, through three blocks at most.
 LIMIT = 2e-5
-
-
-@functools.cache
-def features_by_size():
-    return dict(np.load(GOLDEN / "features.npz"))
 
 
 def stream(encoder, features, chunk_size, num_left_chunks):
@@ -67,7 +61,8 @@ def test_the_network_equals_wenet(tmp_path, name):
     write_configuration(name, tmp_path, vocab_size=31)
     assert digest(tmp_path) == DIGESTS[name]
     checkpoint = Checkpoint.open(tmp_path)
-    features = features_by_size()[f"mel_{checkpoint.features.num_mel_bins}"].astype(np.float32)
+    with np.load(GOLDEN / "features.npz") as file:
+        features = file[f"mel_{checkpoint.features.num_mel_bins}"].astype(np.float32)
     with torch.no_grad():
         results = outputs_of(checkpoint.network(), torch.from_numpy(features).unsqueeze(0))
     with np.load(GOLDEN / f"{name}.npz") as file:
@@ -77,15 +72,10 @@ def test_the_network_equals_wenet(tmp_path, name):
         np.testing.assert_allclose(value, expected[key], rtol=0, atol=LIMIT, err_msg=key)
 
 
-@pytest.fixture(scope="module")
-def pairs():
+def test_the_tables_list_what_is_proved_and_other_pairs_are_refused(monkeypatch, tmp_path):
     spec = importlib.util.spec_from_file_location("pairs", GOLDEN / "pairs.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_tables_list_what_is_proved_and_other_pairs_are_refused(pairs, monkeypatch, tmp_path):
+    pairs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pairs)
     proved = pairs.proved_pairs()
     assert proofs.proved() == pairs.table(proved)
     assert pairs.START + pairs.page(proved) + pairs.END in pairs.PAGE.read_text(encoding="utf-8")

@@ -85,7 +85,6 @@ def test_hotwords_that_cannot_be(hotwords, message):
 
 
 def words_of(vocabulary, tokens):
-    """Return words, computed only with string operations."""
     text = "".join("\0" if vocabulary.symbols[token].startswith("<") else vocabulary.symbols[token] for token in tokens)
     return words_of_text(text.replace("\u2581", " "))
 
@@ -160,9 +159,10 @@ def plain_searches(log_probs, beam_size, graph):
     return sorted(scored, key=lambda item: -item[0])
 
 
+@pytest.mark.parametrize("often", [[("A", 0.3)], []])  # without, most searches find no hotword
 @given(st.integers(0, 10_000), st.integers(0, 20), st.sampled_from([1, 3, 8]), st.sampled_from([0.5, 2.0, 6.0]))
-def test_the_search_is_the_plain_one(seed, num_frames, beam_size, weight):
-    graph = ContextGraph([("CAT", weight), ("B CAB", weight), ("A", 0.3)], BPE)
+def test_the_search_is_the_plain_one(often, seed, num_frames, beam_size, weight):
+    graph = ContextGraph([("CAT", weight), ("B CAB", weight), *often], BPE)
     log_probs = random_log_probs(seed, num_frames, len(BPE))
     found = ctc_prefix_beam_search(log_probs, beam_size, context=graph)
     expected = plain_searches(log_probs, beam_size, graph)
@@ -182,12 +182,3 @@ def test_portions_do_not_matter(seed, size):
         search.hypotheses()
     search.finish()
     assert search.hypotheses() == ctc_prefix_beam_search(log_probs, 5, context=graph)
-
-
-@given(st.integers(0, 10_000))
-def test_hotwords_that_are_not_said_change_nothing(seed):
-    """Tokens of a hotword occur everywhere, but never the whole hotword."""
-    log_probs = random_log_probs(seed, 40, len(BPE))
-    log_probs[:, ids(BPE, "T", "AT", "\u2581CAT")] = -30.0
-    graph = ContextGraph([("CABAT", 3.0), ("BACAT", 3.0), ("A CAT", 3.0), ("CAT", 3.0)], BPE)
-    assert ctc_prefix_beam_search(log_probs, 4, context=graph) == ctc_prefix_beam_search(log_probs, 4)

@@ -26,10 +26,6 @@ from u2moe.runtime.model.session import Session
 
 pytestmark = pytest.mark.slow
 
-STREAMING = """e_branchformer e_branchformer_moe branchformer squeezeformer efficient_conformer_stream
-    efficient_conformer_stream_three_rates"""
-FULL_CONTEXT = """e_branchformer_not_causal branchformer_learned squeezeformer_full squeezeformer_pre_norm
-    efficient_conformer"""
 EXPERTS = {"mlp_type": "moe", "n_expert": 2, "n_expert_activated": 1}
 ROPE = {"pos_enc_layer_type": "rope_pos", "selfattention_layer_type": "rope_abs_selfattn"}
 FRONT_ENDS = {
@@ -41,20 +37,18 @@ FRONT_ENDS = {
 """Kinds of subsampling and positions that the golden bundles lack: encoder_conf by name of a network."""
 BLOCK = "encoder.encoders.1."
 CHANGED = {
-    "moe_tiny": """
+    "small": """
         encoder.global_cmvn.mean encoder.embed.conv.2.weight encoder.encoders.0.feed_forward_macaron.gate.weight
-        encoder.encoders.2.feed_forward.experts.7.w_1.weight encoder.encoders.0.self_attn.linear_q.weight
-        encoder.position_biases.weight encoder.encoders.0.self_attn.linear_pos.weight
-        encoder.encoders.2.conv_module.depthwise_conv.weight encoder.encoders.2.conv_module.pointwise_conv1.gate.weight
-        encoder.initial_cache encoder.encoders.1.norm_final.bias ctc.ctc_lo.bias decoder.left_decoder.embed.0.weight
-        decoder.left_decoder.decoders.1.feed_forward.experts.5.w_2.bias
+        feed_forward.experts.3.w_1.weight encoder.encoders.0.self_attn.linear_q.weight encoder.position_biases.weight
+        encoder.encoders.0.self_attn.linear_pos.weight conv_module.depthwise_conv.weight encoder.initial_cache
+        conv_module.pointwise_conv1.gate.weight norm_final.bias ctc.ctc_lo.bias decoder.left_decoder.embed.0.weight
         decoder.right_decoder.decoders.0.src_attn.linear_kv.weight | encoder.embed.out.0.bias
-        encoder.encoders.1.feed_forward.experts.3.w_1.bias encoder.encoders.1.feed_forward.experts.0.w_2.weight
-        encoder.encoders.0.self_attn.linear_q.bias encoder.encoders.2.self_attn.linear_kv.weight
-        decoder.right_decoder.output_layer.weight""",
+        feed_forward.experts.3.w_1.bias feed_forward.experts.0.w_2.weight encoder.encoders.0.self_attn.linear_q.bias
+        self_attn.linear_kv.weight decoder.right_decoder.output_layer.weight""",
     "e_branchformer_moe": """
         cgmlp.channel_proj1.gate.weight cgmlp.csgu.conv.weight cgmlp.csgu.linear.weight depthwise_conv_fusion.weight
-        feed_forward.experts.3.w_1.weight encoder.initial_gates | cgmlp.csgu.norm.bias cgmlp.channel_proj2.bias
+        feed_forward.experts.3.w_1.weight encoder.initial_gates
+        decoder.left_decoder.decoders.0.feed_forward.experts.3.w_2.bias | cgmlp.csgu.norm.bias cgmlp.channel_proj2.bias
         merge_proj.weight attn.linear_kv.weight""",
     "branchformer": "| merge_proj.bias",
     "branchformer_learned": "pooling_proj2.weight | weight_proj1.weight",
@@ -75,22 +69,21 @@ CHANGED = {
 
 
 @pytest.fixture(scope="module")
-def opened(export_quickly, exported, golden_checkpoint, tmp_path_factory):
+def opened(export_quickly, small_bundle, tmp_path_factory):
     """A function from a network to its checkpoint, its bundle, which test_export compares with torch, and its model."""
 
     @functools.cache
     def export(name):
-        folder = tmp_path_factory.mktemp(name)
-        if name == "moe_tiny":
-            checkpoint = golden_checkpoint(name)
-        elif name in FRONT_ENDS:
-            encoder, checkpoint = "transformer" if name.startswith("whisper") else "conformer", folder / "checkpoint"
-            write_random_checkpoint(checkpoint, random_config(encoder=encoder, encoder_conf=FRONT_ENDS[name]), seed=1)
-        else:
-            checkpoint = write_configuration(name, folder / "checkpoint")
-        path = exported(name) if name == "moe_tiny" else export_quickly(checkpoint, folder / "bundle")
-        bundle = Bundle.open(path)
-        return Checkpoint.open(checkpoint), bundle, bundle.load()
+        folder = small_bundle.path.parent if name == "small" else tmp_path_factory.mktemp(name)
+        if name in FRONT_ENDS:
+            encoder = "transformer" if name.startswith("whisper") else "conformer"
+            config = random_config(encoder=encoder, encoder_conf=FRONT_ENDS[name])
+            write_random_checkpoint(folder / "checkpoint", config, seed=1)
+        elif name != "small":
+            write_configuration(name, folder / "checkpoint")
+        checkpoint = Checkpoint.open(folder / "checkpoint")
+        bundle = small_bundle if name == "small" else Bundle.open(export_quickly(checkpoint.path, folder / "bundle"))
+        return checkpoint, bundle, bundle.load()
 
     return export
 
@@ -185,7 +178,10 @@ def test_damaged_checkpoints_are_named(tmp_path, name, weight):
     assert torch.equal(Checkpoint.open(folder, file).tensors[weight], state[weight])
 
 
-@pytest.mark.parametrize("name", STREAMING.split())
+@pytest.mark.parametrize("name", [
+    "e_branchformer", "e_branchformer_moe", "branchformer", "squeezeformer", "efficient_conformer_stream",
+    "efficient_conformer_stream_three_rates",
+])  # fmt: skip
 def test_a_stream_is_the_whole_utterance_under_a_mask_of_chunks(opened, name):
     checkpoint, bundle, model = opened(name)
     frames, network = features(131), checkpoint.network()
@@ -207,7 +203,10 @@ def test_two_rates_of_frames_take_two_frames_at_a_time(opened, tmp_path):
     assert export_sherpa(bundle.path, tmp_path / "sherpa").graphs == (OFFLINE,)
 
 
-@pytest.mark.parametrize("name", FULL_CONTEXT.split())
+@pytest.mark.parametrize("name", [
+    "e_branchformer_not_causal", "branchformer_learned", "squeezeformer_full", "squeezeformer_pre_norm",
+    "efficient_conformer",
+])  # fmt: skip
 def test_what_needs_the_whole_utterance_refuses_chunks(opened, name):
     _, _, model = opened(name)
     assert model.encode(features(100)).shape == (96 // model.config.subsampling_rate, 32)
@@ -247,8 +246,8 @@ def test_encoders_that_the_online_client_of_sherpa_onnx_cannot_hold(opened, name
 def test_quantization_reads_layers_and_no_names_of_encoders(opened, sound, tmp_path, name, recipe):
     _, bundle, model = opened(name)
     soundfile.write(tmp_path / "sound.wav", sound[:16_000], 16_000)
-    path, audio = tmp_path / "quantized", [tmp_path / "sound.wav"] * (recipe == "int8" and name not in FRONT_ENDS)
-    quantized, report = quantize_bundle(bundle.path, path, RECIPES[recipe], audio=audio)
+    audio = [tmp_path / "sound.wav"] * (recipe == "int8" and name.startswith(("e_branch", "squeeze")))
+    quantized, report = quantize_bundle(bundle.path, tmp_path / "quantized", RECIPES[recipe], audio=audio)
     assert quantized.manifest.quantization["num_weights"]["feed_forward"] >= 4
     frames, config, made = features(150), bundle.manifest.model, quantized.load()
     if audio:

@@ -18,8 +18,7 @@ from u2moe.runtime.bundle.mixture import Mixture
 pytestmark = pytest.mark.slow
 
 EMULATOR = shutil.which("qemu-x86_64")
-SATURATES = "U2MOE_TEST_SATURATES"
-"""Set if sums of pairs saturate."""
+SATURATES = "U2MOE_TEST_SATURATES"  # set if sums of pairs saturate
 DIM = 32
 INT8 = Int8Conversion()
 
@@ -56,7 +55,6 @@ def test_largest_rows(kind, session_of):
 
 @pytest.mark.parametrize("kind", CONVERSIONS)
 def test_largest_tokens_and_hidden_activations(kind, session_of):
-    """All hidden units of an expert are the same, and so are their integers."""
     made = conversion(kind, 16)
     size = made.block_size
     mixture = Mixture(num_experts=2, top_k=1, activation="relu", bias=False, weights=kind, block_size=size)

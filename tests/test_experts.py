@@ -1,6 +1,5 @@
 """Functions of quantized products, convolutions and mixtures of experts, compared with numpy and torch."""
 
-import dataclasses
 import itertools
 
 import numpy as np
@@ -21,41 +20,25 @@ pytestmark = pytest.mark.slow
 INT8 = Int8Conversion()
 
 
-@dataclasses.dataclass(frozen=True)
-class Experts:
-    """A mixture of experts in plain numpy, token by token."""
-
-    gate: np.ndarray
-    top_k: int
-    act: object
-    weights: dict
-    biases: dict
-    """Weights by "w1" and "w2", [experts, out]."""
-    least_hidden: float = 1e-20
-    """Smallest peak with which the hidden activations of a token are rounded."""
-
-    def said_of(self, tokens, *, rounded):
-        rows = rounded_rows if rounded else lambda x, _=0: x
-        result = np.zeros_like(tokens)
-        for row, token in enumerate(tokens):
-            logits = token @ self.gate
-            chosen = np.argsort(-logits, kind="stable")[: self.top_k]
-            shares = np.exp(logits[chosen] - logits.max())
-            for expert, share in zip(chosen, shares / shares.sum(), strict=True):
-                hidden = rows(token[np.newaxis])[0] @ self.weights[f"e{expert}_w1"] + self.biases["w1"][expert]
-                hidden = self.act(torch.from_numpy(hidden.astype(np.float32))).numpy()[np.newaxis]
-                hidden = rows(hidden, self.least_hidden)[0]
-                result[row] += share * (hidden @ self.weights[f"e{expert}_w2"] + self.biases["w2"][expert])
-        return result
+def said_of(tokens, gate, top_k, weights, biases, act, rows):
+    """Compute a mixture [tokens, dim] in plain numpy, token by token. `rows` rounds activations, or hidden ones."""
+    result = np.zeros_like(tokens)
+    for row, token in enumerate(tokens):
+        logits = token @ gate
+        chosen = np.argsort(-logits, kind="stable")[:top_k]
+        shares = np.exp(logits[chosen] - logits.max())
+        for expert, share in zip(chosen, shares / shares.sum(), strict=True):
+            hidden = rows(token[np.newaxis]) @ weights[f"e{expert}_w1"] + biases["w1"][expert]
+            hidden = act(torch.from_numpy(hidden.astype(np.float32))).numpy()
+            hidden = rows(hidden, is_hidden=True)[0]
+            result[row] += share * (hidden @ weights[f"e{expert}_w2"] + biases["w2"][expert])
+    return result
 
 
 LIMITS = {"fp32": 1e-5, "fp16": 3e-3, "int8": 3e-3, "int4": 1.5e-2}
 """Limit of the relative error of each format. An activation at the edge of rounding changes by 1/127 of its row's peak.
 MatMulNBits rounds blocks of a row, which is finer."""
-ROUND_ROWS = ("int8", "int4")
-"""Formats whose products round activations."""
-SIZES = [(8, 2), (4, 1), (3, 3), (1, 1)]
-"""Numbers of experts, and of experts per token."""
+SIZES = [(8, 2), (4, 1), (3, 3), (1, 1)]  # experts, and experts per token
 CASES = [
     *itertools.product(WEIGHT_FORMATS, ["swish"], SIZES, [True, False]),
     *(("int8", kind, SIZES[0], True) for kind in IN_TORCH if kind != "swish"),
@@ -96,12 +79,15 @@ def test_tokens_get_the_weighted_sum_of_their_experts(kind, activation, size, ha
     found = session.run(None, {"x": x})[0]
 
     least_hidden = (LOWEST.get(activation, 0) if kind == "int8" else 0) or 1e-20
-    layer = Experts(gate, top_k, IN_TORCH[activation], restored, biases, least_hidden)
-    tokens, rounded = x.reshape(-1, dim).astype(np.float32), kind in ROUND_ROWS
-    assert relative_error(layer.said_of(tokens, rounded=rounded), found.reshape(-1, dim)) < LIMITS[kind]
+
+    def rows(x, *, is_hidden=False):
+        return rounded_rows(x, least_hidden if is_hidden else 1e-20) if kind in CONVERSIONS else x
+
+    tokens, others = x.reshape(-1, dim).astype(np.float32), (restored, biases, IN_TORCH[activation], rows)
+    assert relative_error(said_of(tokens, gate, top_k, *others), found.reshape(-1, dim)) < LIMITS[kind]
     if top_k < num_experts:
-        others = dataclasses.replace(layer, top_k=top_k + 1).said_of(tokens, rounded=rounded)
-        assert relative_error(others, found.reshape(-1, dim)) > 2 * LIMITS[kind]
+        wrong = said_of(tokens, gate, top_k + 1, *others)
+        assert relative_error(wrong, found.reshape(-1, dim)) > 2 * LIMITS[kind]
     alone, (rtol, atol) = session.run(None, {"x": x[:, :4]})[0], (0, 0) if kind == "int8" else (1e-3, 1e-2)
     np.testing.assert_allclose(alone, found[:, :4], rtol=rtol, atol=atol)
     assert session.run(None, {"x": x[:, :0]})[0].shape == (2, 0, dim)
@@ -169,7 +155,6 @@ def check_convolutions(session, x, channels, layers):
 
 
 def drawn_layer(random, *shape):
-    """Return a weight [out, in, kernel, kernel], a bias, and the weight in int8 with its scale."""
     weight, bias = random.standard_normal(shape).astype(np.float32), random.standard_normal(shape[0]).astype(np.float32)
     return weight, bias, *int8_columns(weight.transpose(2, 3, 1, 0).reshape(-1, shape[0]))
 

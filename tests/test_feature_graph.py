@@ -7,7 +7,6 @@ import pytest
 import soundfile
 from fbanks import CONFIG, CONFIGS, WENET, any_config, plain_fbank
 from hypothesis import given
-from hypothesis import strategies as st
 
 from u2moe.export.comparison import compare_features
 from u2moe.runtime import Bundle
@@ -82,17 +81,6 @@ def test_extreme_signals(front_end, name):
     found = front_end()([samples])[0]
     for expected in (fbank(samples, CONFIG), plain_fbank(samples, CONFIG)):
         np.testing.assert_allclose(found, expected, rtol=0, atol=LAST_BIT)
-
-
-@pytest.mark.slow
-@given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=10))
-def test_any_blocks_of_frames_are_the_frames_of_the_whole(front_end, sound, sizes):
-    features = front_end()
-    whole, start = features([sound])[0], 0
-    for size in sizes:
-        frames = features([sound[start * 160 : (start + size - 1) * 160 + 400]])[0]
-        np.testing.assert_allclose(frames, whole[start : start + len(frames)], rtol=0, atol=LAST_BIT)
-        start += size
 
 
 def test_a_batch_equals_each_of_it(front_end, sound):

@@ -19,8 +19,8 @@ def segment(*timed_words, space=" ", confidence=0.5):
     return Result(text=text, is_final=True, start=words[0].start, end=words[-1].end, words=words)
 
 
-def evenly(text, start=0.0, word_s=0.4):
-    return segment(*((word, start + i * word_s, start + (i + 1) * word_s) for i, word in enumerate(text.split())))
+def timed(text, start=0.0):
+    return [(word, start + i * 0.4, start + (i + 1) * 0.4) for i, word in enumerate(text.split())]
 
 
 def transcript(*segments):
@@ -67,13 +67,11 @@ def test_the_guide_names_every_format_and_subtitles_are_cut_where_speakers_pause
     assert {*FORMATS, "events"} <= {name for row in table for name in re.findall(r"\w+", row)}
     with pytest.raises(ValueError, match="format must be one of txt, json, srt"):
         format_transcript(TWO, "doc")
-    cues = make_cues([evenly("THE BOY WAS THERE WHEN THE SUN ROSE OVER THE OLD HARBOUR")])
+    cues = make_cues([segment(*timed("THE BOY WAS THERE WHEN THE SUN ROSE OVER THE OLD HARBOUR"))])
     assert [cue.lines for cue in cues] == [("THE BOY WAS THERE WHEN THE", "SUN ROSE OVER THE OLD HARBOUR")]
     first = "ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT"
     rest = "NINE TEN ELEVEN TWELVE THIRTEEN FOURTEEN FIFTEEN SIXTEEN SEVENTEEN EIGHTEEN"
-    words = [(word, i * 0.4, i * 0.4 + 0.4) for i, word in enumerate(first.split())]
-    words += [(word, 3.9 + i * 0.4, 4.3 + i * 0.4) for i, word in enumerate(rest.split())]
-    assert " ".join(make_cues([segment(*words)])[0].lines) == first
+    assert " ".join(make_cues([segment(*timed(first), *timed(rest, 3.9))])[0].lines) == first
 
 
 def test_subtitles_stay_as_long_as_the_next_allows_also_without_word_times():

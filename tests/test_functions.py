@@ -87,21 +87,12 @@ def test_prefixes_are_there_once_in_each_utterance(utterances):
         assert (u, *tokens[u, n, : last + 1]) == (place[0], *tokens[place[0], place[1], : place[2] + 1])
 
 
-MIXTURES = st.builds(
-    lambda num_experts, share, **others: Mixture(
-        num_experts=num_experts, top_k=max(1, round(share * num_experts)), **others
-    ),
-    st.integers(1, 64),
-    st.floats(0, 1),
-    activation=st.sampled_from(["swish", "relu", "gelu"]),
-    bias=st.booleans(),
-    weights=st.sampled_from(sorted(WEIGHT_FORMATS)),
-    block_size=st.sampled_from([0, 16, 128]),
-)
-
-
-@given(MIXTURES)
-def test_a_mixture_is_read_as_it_is_written(mixture):
+@given(
+    sizes=st.tuples(st.integers(1, 64), st.integers(1, 64)), activation=st.sampled_from(["swish", "relu", "gelu"]),
+    bias=st.booleans(), weights=st.sampled_from(sorted(WEIGHT_FORMATS)), block_size=st.sampled_from([0, 16, 128]),
+)  # fmt: skip
+def test_a_mixture_is_read_as_it_is_written(sizes, **others):
+    mixture = Mixture(num_experts=max(sizes), top_k=min(sizes), **others)
     written = ir.from_proto(ir.to_proto(ir.node(mixture.function, [], mixture.attributes(), domain="u2moe")))
     assert mixture_of(written) == mixture
     assert mixture_of(ir.node(f"{mixture.function}_2", [], mixture.attributes(), domain="u2moe")) == mixture

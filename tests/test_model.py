@@ -1,3 +1,5 @@
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -89,19 +91,9 @@ def test_hypotheses_that_share_tokens_have_the_scores_that_they_have_alone(golde
                     np.testing.assert_allclose(own, values[0], atol=1e-5)
 
 
-class Counted:
-    def __init__(self, session):
-        self.session = session
-        self.batches = []
-
-    def run(self, feeds):
-        self.batches.append(len(feeds["hyps"]))
-        return self.session.run(feeds)
-
-
 def counted(model):
-    decoder = Counted(model._decoder)
-    return Model(model.manifest, model.encoder.session, model._ctc, decoder), decoder.batches
+    decoder = Mock(run=Mock(wraps=model._decoder.run))
+    return Model(model.manifest, model.encoder.session, model._ctc, decoder), decoder
 
 
 def check_equal(scores, expected):
@@ -122,9 +114,9 @@ def test_utterances_of_like_length_share_a_decoder_call(golden_model):
         num_frames, length, num = map(int, size.split())
         hypotheses = [random.integers(1, vocab - 1, max(length - i, 0)).tolist() for i in range(num)]
         utterances.append((random.standard_normal((num_frames, dim), np.float32), hypotheses))
-    model, batches = counted(golden_model)
+    model, decoder = counted(golden_model)
     found = model.token_scores_of(utterances)
-    assert sorted(batches) == [1, 1, 1, 2, 3]
+    assert sorted(len(call.args[0]["hyps"]) for call in decoder.run.call_args_list) == [1, 1, 1, 2, 3]
     for scores, utterance in zip(found, utterances, strict=True):
         check_equal(scores, golden_model.token_scores(*utterance))
 
@@ -136,9 +128,9 @@ def test_hypotheses_of_a_long_utterance_are_scored_in_several_calls(golden_model
     hypotheses = [random.integers(1, golden_model.config.vocab_size - 1, 12 - i).tolist() for i in range(5)]
     expected = golden_model.token_scores(output, hypotheses)
     monkeypatch.setattr(model_module, "_MOST_PAIRS", 2 * 12 * 90)
-    model, batches = counted(golden_model)
+    model, decoder = counted(golden_model)
     check_equal(model.token_scores(output, hypotheses), expected)
-    assert len(batches) == 3
+    assert decoder.run.call_count == 3
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 60), st.integers(1, 500)), max_size=40), st.randoms())

@@ -26,10 +26,10 @@ pytest.importorskip("u2moe_kernels", reason="u2moe-kernels is not installed", ex
 
 
 @pytest.fixture(scope="module")
-def float32(exported, export_quickly, tmp_path_factory):
+def float32(exported, small_bundle, export_quickly, tmp_path_factory):
     folder = tmp_path_factory.mktemp("gated")
     gated = export_quickly(write_configuration("gated", folder / "checkpoint"), folder / "bundle")
-    return lambda name: gated if name == "gated" else exported(name)
+    return lambda name: {"gated": gated, "small": small_bundle.path}.get(name) or exported(name)
 
 
 def outputs(bundle, kernels="native"):
@@ -42,7 +42,7 @@ def outputs(bundle, kernels="native"):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("checkpoint", "name"), [
-    ("moe_tiny", "int4"),
+    ("small", "int4"),
     ("gated", "int8"),
     ("gated", "int4"),
     pytest.param("moe_tiny", "int8", marks=pytest.mark.endurance),

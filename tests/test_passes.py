@@ -81,7 +81,6 @@ def test_every_layer_is_a_call(tmp_path, export_quickly, arguments, names):
 
 
 def quantized_graph(build, group="feed_forward"):
-    """Return the numbers of a quantized graph's functions, and its nodes. It has one input x [rows, 8]."""
     g = GraphBuilder("one")
     x = ir.val("x", dtype=ir.DataType.FLOAT, shape=("rows", 8))
     with g.scope("layer", group=group):
@@ -136,19 +135,16 @@ def test_the_lowest_value_of_an_activation_before_a_product_is_used(kind, known)
 
 
 GATE = re.compile(r"\.feed_forward(_macaron)?\.gate\.")
-SIZES = {"linear_units": 32, "attention_heads": 2, "num_blocks": 1}
-ENCODER = {"output_size": 16, "cnn_module_kernel": 3, **SIZES}
-MIXTURE = {"mlp_type": "moe", "n_expert": 4, "n_expert_activated": 2}
-GATED = {"mlp_type": "gated"}
+GATED = {"mlp_type": "gated", "linear_units": 32, "attention_heads": 2, "num_blocks": 1}
+MIXTURE = {**GATED, "mlp_type": "moe", "n_expert": 4, "n_expert_activated": 2}
 
 
 @pytest.fixture(scope="module", params=["gated", "gated-mixture"])
 def float32(request, tmp_path_factory, export_quickly):
     folder, has_mixtures = tmp_path_factory.mktemp(request.param), request.param == "gated-mixture"
-    config = random_config(
-        decoder="transformer", encoder_conf={**ENCODER, **(MIXTURE if has_mixtures else GATED)},
-        decoder_conf={**SIZES, **GATED}, vocab_size=20, num_mel_bins=20,
-    )  # fmt: skip
+    encoder = {**(MIXTURE if has_mixtures else GATED), "output_size": 16, "cnn_module_kernel": 3}
+    sizes = {"vocab_size": 20, "num_mel_bins": 20}
+    config = random_config(decoder="transformer", encoder_conf=encoder, decoder_conf=GATED, **sizes)
     write_random_checkpoint(folder / "checkpoint", config, seed=0)
     return has_mixtures, export_quickly(folder / "checkpoint", folder / "bundle")
 

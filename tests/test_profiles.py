@@ -32,7 +32,6 @@ def demo():
 
 
 def converted(profile, folder, **settings):
-    """Convert the demo bundle, and return the functions that run its two graphs, in ONNX and ORT format."""
     path = convert_bundle(DEMO_FOLDER, folder, profile, ort=True).path
     return [session_of(path / f"{profile}.{suffix}", **settings) for suffix in ("onnx", "ort")]
 
@@ -106,7 +105,7 @@ def test_clips_as_files(demo, tmp_path):
     def texts(content):
         return [run({"audio": np.frombuffer(content, np.uint8)[None]})["text"].tolist() for run in runs]
 
-    for clip in CLIPS:
+    for clip in CLIPS[:2]:
         samples, rate = soundfile.read(clip, dtype="float32")
         stereo = np.stack([samples, samples], axis=1)
         for name in ("a.wav", "b.flac"):
@@ -209,6 +208,8 @@ def test_targets_names_and_commands(bundle, tmp_path, capsys):
     for options, message in (
         (["streaming", "--chunk-size", "8"], "--chunk-size and --num-left-chunks require --profile sherpa-onnx"),
         (["sherpa-onnx", "--ort"], "--ort does not apply to --profile sherpa-onnx"),
+        (["static", "--ort"], "--ort does not apply to --profile static"),
+        (["offline", "--qdq", "a.wav"], "--calibration and --qdq require --profile static"),
     ):
         assert main([*command, *options]) == 1
         assert message in capsys.readouterr().err

@@ -219,7 +219,6 @@ def test_command_writes_report_and_gate_fails(small_bundle, clip, tmp_path, caps
     assert sorted(report["routing_agreement"]) == [f"encoder.encoders.{name}" for name in names]
     assert 0.9 < min(report["routing_agreement"].values()) <= 1
     assert report["text"]["ctc_greedy, full context"]["num_words"] == 3
-
     failing = ["quantize", str(small_bundle.path), str(tmp_path / "gated"), "--list", str(manifest)]
     assert main([*failing, "--recipe", "int4-experts", "--max-wer-increase", "-1000"]) == 1
     assert "word error rate rose" in capsys.readouterr().err
@@ -340,8 +339,6 @@ def test_features_end_at_their_limit_and_clipped_weights_are_an_error(small_bund
 
 
 def test_outputs_of_an_untrained_network_are_compared():
-    """With a large vocabulary, no token is likely."""
-
     def untrained(best):
         log_probs = np.full((3, 5000), -np.log(5000), np.float32)
         log_probs[:, 7] += best

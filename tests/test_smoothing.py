@@ -16,10 +16,8 @@ from u2moe.quantize.smoothing import rewritten_bundle, scale, sites_of, smooth
 from u2moe.runtime import Bundle
 
 HYPOTHESES = [[1, 2, 3], [4], []]
-PARTS = [slice(0, 1), slice(2, 4)]
-"""Fields of `outputs`: log-probabilities, and scores of the decoders."""
-KINDS = ("norms", "heads", "front", "projection", "output")
-"""Rescalings combined by "all"."""
+PARTS = [slice(0, 1), slice(2, 4)]  # of `outputs`: log-probabilities, and scores of the decoders
+KINDS = ("norms", "heads", "front", "projection", "output")  # combined by "all"
 GOLDEN = [pytest.param(name, marks=pytest.mark.endurance) for name in ("moe_tiny", "dense_tiny")]
 
 
@@ -49,18 +47,15 @@ def recordings(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def frames(plain, recordings):
-    return features_of(plain, recordings[:1])[0]
-
-
-@pytest.fixture(scope="module")
 def calibrated_recipe(recordings):
     return recipe("int8", calibration=recordings[1:])
 
 
 @pytest.fixture(scope="module")
-def expected(plain, frames):
-    return outputs(plain, frames)
+def known(plain, recordings):
+    """Return features, and the outputs for them."""
+    (frames,) = features_of(plain, recordings[:1])
+    return frames, outputs(plain, frames)
 
 
 def outputs(bundle, frames):
@@ -76,7 +71,7 @@ def check_equal(found, expected):
 
 
 @pytest.mark.slow
-def test_outliers_and_their_removal_change_no_bit_in_float32(plain, hard, recordings, frames, expected, tmp_path):
+def test_outliers_and_their_removal_change_no_bit_in_float32(plain, hard, recordings, known, tmp_path):
     activations = recorded(hard, features_of(plain, recordings[1:]), tmp_path)
     smoothed = rewritten_bundle(hard, tmp_path / "smoothed", lambda models: smooth(models, activations))
     again = recorded(smoothed, features_of(plain, recordings[1:]), tmp_path)
@@ -84,12 +79,12 @@ def test_outliers_and_their_removal_change_no_bit_in_float32(plain, hard, record
         if site.name:  # recorded rows are scaled with the graph
             np.testing.assert_array_equal(again.rows(site.name), activations.rows(site.name))
     for bundle in (hard, smoothed):
-        check_equal(outputs(bundle, frames), expected)
+        check_equal(outputs(bundle, known[0]), known[1])
 
 
 @pytest.mark.slow
-def test_int8_loses_to_outliers_until_they_are_smoothed(plain, hard, calibrated_recipe, frames, expected, tmp_path):
-    errors = []
+def test_int8_loses_to_outliers_until_they_are_smoothed(plain, hard, calibrated_recipe, known, tmp_path):
+    errors, (frames, expected) = [], known
     for bundle, by in ((plain, recipe("int8")), (hard, recipe("int8")), (hard, calibrated_recipe)):
         found = outputs(quantize_bundle(bundle.path, tmp_path / "int8", by, overwrite=True)[0], frames)
         errors.append([relative_error(np.array(expected[part]), np.array(found[part])) for part in PARTS])
@@ -105,11 +100,10 @@ def calibrated_plain(plain, calibrated_recipe, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["all", "tiny", *(pytest.param(kind, marks=pytest.mark.endurance) for kind in KINDS)])
-def test_rescalings_in_float32_cost_nothing(
-    kind, plain, calibrated_plain, calibrated_recipe, frames, expected, tmp_path
-):
+def test_rescalings_in_float32_cost_nothing(kind, plain, calibrated_plain, calibrated_recipe, known, tmp_path):
     """The rescalings do not use `sites_of`: gains of norms, values of heads, channels of the front end, encoder
     output."""
+    frames, expected = known
     rescaled = rewritten_bundle(plain, tmp_path / "rescaled", lambda models: rescale(models, kind))
     check_equal(outputs(rescaled, frames), expected)
     calibrated, _ = quantize_bundle(rescaled.path, tmp_path / "out", calibrated_recipe)
@@ -133,7 +127,6 @@ CHANNELS = [
 
 
 def rescale(models, kind):
-    """Multiply channels of the layers of a kind by powers of two, and divide where they are read."""
     random = np.random.default_rng(7)
     weights = {name: value for model in models for name, value in model.graph.initializers.items()}
 

@@ -51,18 +51,17 @@ def timed(segments):
 ])  # fmt: skip
 def test_texts_are_those_of_the_bundle(static, exported, sound, network, search):
     """In all splits, alone and together with other streams, and if utterances end within a chunk."""
+    sound = sound[:44_000]
     fixed, ends = Recognizer.load(static(network)), DecodingOptions(endpoint=OPTIONS.endpoint, search=search)
     options = dataclasses.replace(ends, **CHUNKS)
     expected = timed(feed(Recognizer.load(exported(network)), sound, [], options))
     assert len(expected) > 1
     assert timed(feed(fixed, sound, [1601] * 30, ends)) == expected
-    assert list(map(timed, feed_together(fixed, [sound] * 4, [ends] * 4, step=4000))) == [expected] * 4
+    assert list(map(timed, feed_together(fixed, [sound] * 3, [ends] * 3, step=4000))) == [expected] * 3
     assert timed(fixed.transcribe(sound, 16_000, options=ends).segments) == expected
 
 
 class Board:
-    """A runner of somebody else. It receives every input in the stated shape."""
-
     def __init__(self, folder, change=lambda outputs: outputs):
         self.session, self.change, self.num_calls = onnxruntime.InferenceSession(folder / "static.onnx"), change, 0
         self.stated = json.loads((folder / "static.json").read_text())
@@ -102,7 +101,6 @@ OTHERS = (
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize(("multiple", "left"), [pytest.param(1, 3, marks=pytest.mark.endurance), (5, 1)])
 def test_other_encoders(name, multiple, left, export_quickly, tmp_path):
-    """Small chunks that are shorter than their history, and odd ones as long as their left context."""
     bundle = Bundle.open(export_quickly(write_configuration(name, tmp_path / "checkpoint"), tmp_path / "bundle"))
     size = multiple * bundle.manifest.model.chunk_multiple
     written = convert_static(bundle.path, tmp_path / "static", chunk_size=size, num_left_chunks=left)
@@ -148,7 +146,6 @@ def test_what_cannot_have_a_fixed_shape(bundle, quantized, folder, export_quickl
 
 
 def one_output(shape, build, weights=None):
-    """Return a model with an input x of that shape; `build` adds nodes that read it and the weights."""
     x = ir.val("x", dtype=ir.DataType.FLOAT, shape=shape)
     g = GraphBuilder("one")
     y = build(g, x, *(g.tape.initializer(ir.tensor(array, name=name)) for name, array in (weights or {}).items()))
@@ -157,8 +154,7 @@ def one_output(shape, build, weights=None):
     return ir.Model(graph, ir_version=8, functions=list(g.functions.values()))
 
 
-SIZES = ((1, 1), (2, 1), (3, 2), (4, 4), (5, 3), (6, 4), (7, 1), (9, 7), (33, 4))
-"""Numbers of experts, and of experts per token."""
+SIZES = ((1, 1), (2, 1), (3, 2), (4, 4), (5, 3), (6, 4), (7, 1), (9, 7), (33, 4))  # experts, and experts per token
 
 
 @pytest.mark.parametrize(("num_experts", "top_k", "bias", "common"), [
@@ -222,14 +218,14 @@ def test_damaged_folders(folder, file, change, told, tmp_path):
 
 
 def test_command(small_bundle, tmp_path, capsys):
-    source, out, no = map(str, (small_bundle.path, tmp_path / "out", tmp_path / "no"))
-    assert main(["convert", source, out, "--profile", "static", "--num-left-chunks", "2"]) == 0
+    assert (
+        main(
+            ["convert", str(small_bundle.path), str(tmp_path / "out"), "--profile", "static", "--num-left-chunks", "2"]
+        )
+        == 0
+    )
     assert "static.onnx" in capsys.readouterr().out
     assert Bundle.open(tmp_path / "out").manifest.model.static.num_left_chunks == 2
-    assert main(["convert", source, no, "--profile", "offline", "--qdq", "a.wav"]) != 0
-    assert "--calibration and --qdq require --profile static" in capsys.readouterr().err
-    assert main(["convert", source, no, "--profile", "static", "--ort"]) != 0
-    assert "--ort does not apply to --profile static" in capsys.readouterr().err
 
 
 def test_quantized_for_qnn(small_bundle, clips, tmp_path, monkeypatch):

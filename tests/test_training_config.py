@@ -71,7 +71,7 @@ def test_defaults_are_those_of_wenet():
     assert transformer.feed_forward.activation == "relu"
 
 
-def test_null_statistics_special_tokens_old_front_ends_and_too_many_mel_bins():
+def test_statistics_special_tokens_old_front_ends_and_too_many_mel_bins():
     """Later releases of WeNet compute features and ignore `raw_wav`."""
     config = random_config()
     assert parse_training_config({**config, "raw_wav": False}).features.num_mel_bins == 80
@@ -92,6 +92,14 @@ def test_null_statistics_special_tokens_old_front_ends_and_too_many_mel_bins():
     config = changed("dataset_conf.fbank_conf.num_mel_bins", 128)
     with pytest.raises(UnsupportedError, match=r"train.yaml: dataset_conf: .*128.* a mel band contains no FFT bin"):
         parse_training_config({**config, "input_dim": 128})
+    for changes, used in (
+        ({}, (True, "data/train/global_cmvn")),
+        ({"cmvn": None, "cmvn_conf": {"cmvn_file": None, "is_json_cmvn": None}}, (False, None)),
+        ({"cmvn": None}, (False, None)),
+        ({"cmvn_conf": None}, (True, None)),
+    ):
+        config = parse_training_config(random_config(changes=changes))
+        assert (config.architecture.encoder.normalized_input, config.cmvn_file) == used
     # yaml 1.1 reads 1e-5 as text
     config = parse_training_config(random_config(encoder_conf={"norm_eps": "1e-6"}))
     assert config.architecture.encoder.norm.eps == 1e-6
@@ -209,17 +217,6 @@ def test_chunks_that_were_trained_for_decide_about_streaming_unless_convolutions
         streaming(**conf)
     assert streaming(**conf | {"causal": True})
     assert streaming(**conf, use_cnn_module=False)
-
-
-@pytest.mark.parametrize(("changes", "named", "file"), [
-    ({}, True, "data/train/global_cmvn"),
-    ({"cmvn": None, "cmvn_conf": {"cmvn_file": None, "is_json_cmvn": None}}, False, None),
-    ({"cmvn": None}, False, None),
-    ({"cmvn_conf": None}, True, None),
-])  # fmt: skip
-def test_whether_statistics_were_used(changes, named, file):
-    config = parse_training_config(random_config(changes=changes))
-    assert (config.architecture.encoder.normalized_input, config.cmvn_file) == (named, file)
 
 
 LAUGHS = "lol0: &lol0 [ha, ha]\n" + "".join(
