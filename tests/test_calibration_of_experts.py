@@ -142,8 +142,7 @@ def test_rows_in_pieces_give_the_same_layer(monkeypatch):
 
 @pytest.mark.parametrize("gated", [False, True])
 def test_a_layer_is_better_with_all_products_rounded_for_it(gated):
-    """The reference rounds each product to the nearest value. A gated layer's activation applies to the first product,
-    its gate."""
+    """The reference rounds each product to the nearest value. A gated layer's first product is its gate."""
     random = np.random.default_rng(2)
     b1, b2, w2 = (random.normal(size=size).astype(np.float32) for size in (24, 80, (24, 80)))
     weight = 0.05 * WEIGHT  # otherwise tanh returns only 1 and -1
@@ -182,8 +181,7 @@ def rounded(small_bundle, tmp_path):
 
 @pytest.mark.slow
 def test_calibrated_experts_are_nearer_to_float32(small_bundle, recordings, rounded, tmp_path):
-    """Errors are smaller than without calibration, on other sounds of that kind; those of the experts are smaller by as
-    much."""
+    """Errors are smaller than without calibration, on other sounds of that kind."""
     made = []
     for chosen in (recipe("int4-experts"), recipe("int4-experts", calibration=recordings)):
         made.append(quantize_bundle(small_bundle.path, tmp_path / str(len(made)), chosen)[0])

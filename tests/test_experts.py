@@ -112,8 +112,7 @@ def test_int8_functions_are_what_they_say_also_for_nothing_positive(session_of):
 
 @pytest.mark.parametrize("kind", sorted(LOWEST))
 def test_int8_rows_of_an_activation_are_searched_for_the_largest_value_alone(kind, session_of):
-    """Results equal those of any rows, unless all values are so small that the activation's lowest value would not
-    fit."""
+    """Results equal those of any rows, unless all values are smaller than the activation's lowest value."""
     random = np.random.default_rng(4)
 
     def activated(x):

@@ -172,7 +172,6 @@ def test_silence_around_a_recording_makes_it_no_long_one(toy):
 @pytest.mark.usefixtures("short_windows")
 @pytest.mark.parametrize(("pause", "num_segments"), [(0.4, 3), (0.9, 2)])
 def test_full_context_ends_amid_pauses(toy, pause, num_segments):
-    """In a long recording, words after a pause are encoded without the words before it."""
     samples, starts = say("ABCDAB", PAUSES)
     late = EndpointRule(min_utterance_length=20.0)
     transcript = heard(toy, samples, rule1=None, rule2=None, rule3=late, pause=pause)

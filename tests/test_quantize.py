@@ -94,8 +94,7 @@ def test_outputs_are_close_to_float32_and_parameters_are_counted(name, bundle, m
 
 
 def test_a_frame_does_not_depend_on_its_chunk_or_batch(quantized):
-    """Activations have one scale per token: batched streams agree, as does a first chunk with or without later ones.
-    test_batches compares int8."""
+    """Activations have one scale per token. test_batches compares int8."""
     model = quantized("int4-experts").load()
     features = np.random.default_rng(3).normal(8, 2, (2, 131, 80)).astype(np.float32)
     alone = model.encode(features[0], 16, 4)[:16]
@@ -179,8 +178,7 @@ def separate(small_bundle, tmp_path):
 
 @pytest.mark.parametrize(("name", "limit"), [("int8", 10_000), ("fp16", 10**9)])
 def test_weights_beside_the_graph(name, limit, separate, small_bundle, monkeypatch, tmp_path):
-    """Large graphs keep their weights in a separate file, before and after, with the same outputs. A second name is
-    refused for weights alone."""
+    """Large graphs keep their weights in a separate file. A second name is refused for weights alone."""
     plain, _ = quantize_bundle(small_bundle.path, tmp_path / "plain", recipe(name))
     (tmp_path / "again").hardlink_to(separate / "encoder.onnx.data")
     with pytest.raises(BundleError, match=r"encoder\.onnx\.data: has 2 names \(hard links\), expected one"):

@@ -310,6 +310,5 @@ def test_the_demo_is_what_its_checkpoint_gives(here):
 @pytest.mark.endurance
 @pytest.mark.skipif(EMULATOR is None, reason="needs Debian's qemu-user")
 def test_an_emulated_processor_quantizes_to_the_same_bytes(here, tmp_path):
-    """numpy and onnxruntime also use other code there; importing torch in the emulator takes most of the time."""
     run(EMULATOR, "-cpu", "Haswell-noTSX", sys.executable, "-c", QUANTIZE, here / "fp32", tmp_path / "int8")
     assert digests(tmp_path / "int8") == digests(here / "int8")

@@ -101,8 +101,7 @@ def calibrated_plain(plain, calibrated_recipe, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["all", "tiny", *(pytest.param(kind, marks=pytest.mark.endurance) for kind in KINDS)])
 def test_rescalings_in_float32_cost_nothing(kind, plain, calibrated_plain, calibrated_recipe, known, tmp_path):
-    """The rescalings do not use `sites_of`: gains of norms, values of heads, channels of the front end, encoder
-    output."""
+    """The rescalings do not use `sites_of`."""
     frames, expected = known
     rescaled = rewritten_bundle(plain, tmp_path / "rescaled", lambda models: rescale(models, kind))
     check_equal(outputs(rescaled, frames), expected)

@@ -17,6 +17,7 @@ from u2moe.export.profiles import folding
 from u2moe.export.profiles.calibration import damage
 from u2moe.export.profiles.conversion import session_of
 from u2moe.export.profiles.folding import OPERATORS, check_fixed
+from u2moe.quantize.smoothing import rewritten_bundle
 from u2moe.runtime import Bundle, DecodingOptions, Recognizer
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.cli import main
@@ -231,7 +232,15 @@ def test_command(small_bundle, tmp_path, capsys):
 def test_quantized_for_qnn(small_bundle, clips, tmp_path, monkeypatch):
     files = sorted(clips.glob("*.wav"))
     monkeypatch.setattr("u2moe.export.profiles.static.EXPERIMENTAL", 1000)
-    written = convert_static(small_bundle.path, tmp_path / "out", **CHUNKS, recordings=files, qdq=True)
+
+    def make_uneven(models):
+        for name, value in (item for model in models for item in model.graph.initializers.items()):
+            if ".experts." in name and name.endswith("w_1.weight"):
+                columns = np.geomspace(0.1, 1, value.shape[1], dtype=np.float32)
+                value.const_value = ir.tensor(value.const_value.numpy() * columns, name=name)
+
+    source = rewritten_bundle(small_bundle, tmp_path / "uneven", make_uneven)
+    written = convert_static(source.path, tmp_path / "out", **CHUNKS, recordings=files, qdq=True)
     stated = json.loads((written.path / "static.json").read_text())
     assert stated["experimental"]
     folder, inputs = written.path / "calibration", {each["name"]: each["shape"] for each in stated["inputs"]}
