@@ -25,15 +25,15 @@ _CONNECTION_S = 0.002  # seconds of processor time charged for a new connection
 _OWN, _OWN_WITH_PLACE = (0.02, 0.02), (0.001, 0.1)  # arguments of `Account` for a connection without or with a slot
 _TOGETHER = (0.05, 0.02)  # for `Connections.together`
 _ADDRESS, _HERE = (0.05, 0.5), (0.25, 1.0)  # for an address, and for this machine
-_EARNED = 0.02  # processor time that each second of audio earns a client with a slot: several times a plain stream's
+_EARNED = 0.02  # processor time that a client with a slot earns per second of audio: several times a stream's cost
 _MOST_AT_ONCE_S = 1.0  # maximum seconds of audio credited at once: sending faster than real time earns nothing extra
 _THIS_MACHINE = ("127.0.0.1", "::/64")  # local clients, and proxies that no option names; "::/64": network of ::1
 _LONGEST_WAIT_S = 10.0  # new connections that would wait longer are closed, unless they come from this machine
 _LONG_S = 0.001  # elapsed seconds above which processor time is measured too; for less, that costs more than the work
-_MOST_LOST = 16 << 20  # bytes that closed connections may leave in the reference cycles of parsers, until a collection
+_MOST_LOST = 16 << 20  # bytes that closed connections may leave in parsers' reference cycles until garbage is collected
 _IPV6_SITE = 64  # number of leading bits of an IPv6 address that the client cannot choose
 _TOO_LATE_S, _IN_TIME_S = 0.6, 0.3  # no clients are admitted above the first, and again below the second (seconds)
-_AVERAGED_S = 1.0  # time constant of the average over time; rounds would not do, since lateness makes them longer
+_AVERAGED_S = 1.0  # time constant; the average is over time, because rounds become longer when results are late
 _FORGOTTEN_S = 2.0  # seconds without live audio after which lateness counts as 0
 
 

@@ -32,7 +32,7 @@ _SHARE = 0.35
 """Share of the measured throughput for streams. The rest is for the event loop, for chunks that arrive together, and
 for other programs, which may later take up to half of the processor time."""
 _MEASURED_STREAMS, _MEASURED_S, _MEASURED_HOTWORDS = 8, 4.0, 1000
-_MOST_WEIGHTS = 4  # weights of a language model in use besides the default; each takes as much memory as the model
+_MOST_WEIGHTS = 4  # most weights of a language model in use besides the default; each takes as much memory as the model
 _LEFT_CHUNKS = 4  # left context of live streams in chunks; it limits the memory and time of a stream
 _SEPARATORS = re.compile(r"[,;\n\r\u3001\uff0c\uff1b]+")
 _EDGES = " \t.!?\"'()[]:\u3002"
