@@ -36,6 +36,8 @@ _PROBE = b"HTTP/1.1 100 Continue\r\n\r\n"  # HTTP/1.1 clients ignore it; the sys
 _REFUSAL = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 ANSWERS = ("http.response.start", "websocket.accept", "websocket.http.response.start")
 """Types of messages that begin a response."""
+_FORWARDED = ("can_write_eof", "get_write_buffer_size", "is_reading", "set_write_buffer_limits")
+"""Methods of the transport that a newer inner protocol may call, and that a connection need not change."""
 _buffer = memoryview(bytearray(_MOST_BYTES))
 _thread = ThreadPoolExecutor(1, "u2moe-clients")  # several threads would keep Python's GIL from the event loop
 
@@ -71,6 +73,8 @@ class PacedConnection(asyncio.BufferedProtocol):
         """Start the inner protocol."""
         self._transport = cast("asyncio.Transport", transport)
         self.abort, self.get_extra_info = self._transport.abort, self._transport.get_extra_info
+        for name in _FORWARDED:
+            setattr(self, name, getattr(transport, name))
         self._served.add(self)
         self.inner.connection_made(cast("asyncio.Transport", self))
 
@@ -114,7 +118,7 @@ class PacedConnection(asyncio.BufferedProtocol):
         can_wait = self._transport.can_write_eof() and (self._rest or self._request is not None)
         return not self._is_closing and bool(can_wait or cast("asyncio.Protocol", self.inner).eof_received())
 
-    # The next methods, `close`, `abort` and `get_extra_info` are the transport of the inner protocol.
+    # The next methods, `close`, `abort`, `get_extra_info` and `_FORWARDED` are the transport of the inner protocol.
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         """Switch to a WebSocket protocol. If its handshake was invalid, close the connection."""

@@ -246,7 +246,7 @@ BYTES = {
     "http: bytes of a second header": (HEALTH + b"\r\nGET / HTTP/1.1\r\nX: ", b"x", b"^HTTP/1.1 200 "),
     "http: bytes of a body": (HEALTH + b"Content-Length: 10000\r\n\r\n", b"x", b"^HTTP/1.1 200 "),
 }
-"""What is sent by a port's protocol and name: the beginning, the bytes that follow one by one, and the answer."""
+"""For a port's protocol and name: the beginning, the bytes that follow one by one, and the answer."""
 
 
 @pytest.fixture(scope="module")

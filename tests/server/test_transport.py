@@ -74,9 +74,10 @@ def test_a_connection_of_tls_that_is_lost_is_left_alone():
         def read():
             assert not closed
 
-        state = {"is_closing": lambda: bool(closed), "can_write_eof": lambda: False, "is_reading": read}
-        state |= {"abort": close, "get_extra_info": read}
-        transport = SimpleNamespace(close=close, pause_reading=read, resume_reading=read, **state)
+        names = "get_extra_info", "get_write_buffer_size", "is_reading", "pause_reading", "resume_reading"
+        state = dict.fromkeys((*names, "set_write_buffer_limits"), read)
+        state |= {"is_closing": lambda: bool(closed), "can_write_eof": lambda: False}
+        transport = SimpleNamespace(close=close, abort=close, **state)
         visit = accounts.Connections(10).enter(SimpleNamespace(getpeername=lambda: ("10.0.0.1", 0)))
         connection = PacedConnection(visit, set(), lambda _: None)
         connection.inner = asyncio.Protocol()
