@@ -186,6 +186,8 @@ def test_recognition_that_fails_ends_those_it_was_for(running, held, speech, tex
             with server.connect() as client:
                 client.start()
                 held.failure = failure
+                held.is_held.clear()
+                held.may_go_on.clear()
                 client.play(speech()[:32_000])
                 assert held.is_held.wait(PATIENCE_S)
                 assert client.websocket.ping().wait(PATIENCE_S)  # answered while recognition is busy
