@@ -113,7 +113,11 @@ def summary(file: Path) -> str:
 def help_of(command: str) -> str:
     """Return the output of `u2moe COMMAND --help` as a collapsed section."""
     plain = mock.patch.dict(os.environ, COLUMNS=HELP_WIDTH, NO_COLOR="1")
-    with plain, contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
-        cli.main([*command.split(), "--help"])
+    with plain, contextlib.redirect_stdout(io.StringIO()) as printed:
+        try:
+            cli.main([*command.split(), "--help"])
+        except SystemExit as end:
+            if end.code:  # the page names a command that does not exist
+                raise
     summary = f"<summary>All options: <code>u2moe {command} --help</code></summary>"
     return f"<details>{summary}<pre><code>{html.escape(printed.getvalue())}</code></pre></details>"
