@@ -6,7 +6,7 @@ docs/results/serving.md explains the method. The median round counts, since the 
 rounds of an attack are saved immediately, and later runs skip it. Attackers run in a separate process. Each attack has
 its own API key, which allows eight streams. --cores are the server's cores: start this script with `taskset` on other
 cores. In "slower", a busy process starts there when all speakers are accepted; in "slower, lower priority" at nice 10.
-The control keeps the clients' cores busy instead.
+The controls keep the clients' cores busy, or add streams, instead.
 If other programs are running, start this script with nice -n -15.
 """
 
@@ -42,6 +42,7 @@ NUM_STREAMS = 8  # maximum number of streams of each attack's key
 MEGABYTE = 1 << 20
 KEY = "key-of-speakers"
 CONTROL = "no attack, busy clients' core"  # attackers occupy that core, which may be a hyper-thread of the server's
+MORE = "no attack, eight more streams"  # with default options
 SLOWER = {
     "slower": (0, True), "slower, few speakers": (0, False), "slower, lower priority": (10, True), CONTROL: (10, False),
 }  # fmt: skip
@@ -118,14 +119,19 @@ async def _unread_pongs(address: str) -> None:
             await asyncio.sleep(0.01 if websocket.transport.get_write_buffer_size() < MEGABYTE else 1.0)
 
 
-async def _dear_stream(address: str) -> None:
-    words = ",".join(f'"{chr(65 + number % 26)}{chr(65 + number // 26 % 26)} SEVEN"' for number in range(1000))
+async def _noise(address: str, options: str) -> None:
     async with connect(address, proxy=None, local_addr=ELSEWHERE) as websocket:
-        await websocket.send(f'{{"beam_size": 40, "hotwords": [{words}]}}')
+        await websocket.send(options)
         await websocket.recv()
         for _ in range(100):
             await websocket.send(os.urandom(3200))
             await asyncio.sleep(0.1)
+
+
+@functools.cache
+def _dear_options() -> str:
+    words = ",".join(f'"{chr(65 + number % 26)}{chr(65 + number // 26 % 26)} SEVEN"' for number in range(1000))
+    return f'{{"beam_size": 40, "hotwords": [{words}]}}'
 
 
 ATTACKS: dict[str, tuple[int, Attack]] = {
@@ -139,7 +145,8 @@ ATTACKS: dict[str, tuple[int, Attack]] = {
     "invalid upgrades": (200, lambda address: _plain(address, _UPGRADE)),
     "forms in punycode": (NUM_STREAMS, _punycode),
     "unread pongs": (NUM_STREAMS, _unread_pongs),
-    "hotwords with a wide beam": (20, _dear_stream),
+    "hotwords with a wide beam": (20, lambda address: _noise(address, _dear_options())),
+    MORE: (NUM_STREAMS, lambda address: _noise(address, "{}")),
 }
 
 
@@ -248,7 +255,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             cores = [int(core) for core in (args.cores or "0").split(",")]
             if kind == CONTROL:
                 cores = sorted(os.sched_getaffinity(0))
-            names = list(ATTACKS) if is_mixture else [kind]
+            names = [name for name in ATTACKS if name != MORE] if is_mixture else [kind]
             work = (burn, cores, niceness) if kind in SLOWER else (attack, server.port, names)
             with meanwhile(*work):
                 deadline = time.monotonic() + 60 * args.minutes * is_mixture
@@ -295,7 +302,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:
     """Yield a limit on `ratio` for each kind of attack or slowdown."""
     for kind, cell in results["cells"].items():
-        if kind != CONTROL:
+        if kind not in (CONTROL, MORE):
             name = f"partial p95, during / before: {kind}"
             yield Target(name=name, found=ratio(cell), limit=MOST_SLOWER, at_most=True)
 
