@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import numpy as np
@@ -153,7 +154,8 @@ class Pipeline:
         rows = split_rows(following, [min(num, required) if required >= 0 else num for num in num_cached])
         outputs = [output[row, :num] for row, num in enumerate(lens)]
         if following.log_probs is None:
-            parts = np.split(self._model.ctc(joined(outputs, 0)), np.cumsum(lens)[:-1])
+            log_probs = self._model.ctc(joined(outputs, 0) if len(outputs) > 1 else outputs[0])
+            parts = [log_probs[end - num : end] for num, end in zip(lens, accumulate(lens), strict=True)]
         else:
             parts = [row[:num] for row, num in zip(following.log_probs, lens, strict=True)]
         frames = (Frames(output=own.copy(), log_probs=part) for own, part in zip(outputs, parts, strict=True))

@@ -53,6 +53,7 @@ class Session:
         files: BundleFiles | None = None,
     ) -> None:
         self.graph, self._config, self._file = graph, manifest.model, file
+        self._checked: list[tuple[int, ...]] = []  # shapes of the last run
         self._output_names = [tensor.name for tensor in graph.outputs]
         self._stay = {tensor.name for tensor in graph.outputs if graph.name == "encoder" and tensor.dtype == "float32"}
         _refuse_what_crashes(file, manifest, settings)
@@ -99,9 +100,12 @@ class Session:
 
     def _check_shapes(self, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[npt.NDArray[Any]]) -> None:
         """Raise ProviderError if an output has other sizes than the contract and the inputs determine."""
+        shapes = [*(feeds[tensor.name].shape for tensor in self.graph.inputs), *(output.shape for output in outputs)]
+        if shapes == self._checked:  # chunks of a stream have the same shapes
+            return
         config, sizes = self._config, dict[str | int, int]()
-        for tensor in self.graph.inputs:
-            sizes.update(zip(tensor.axes, feeds[tensor.name].shape, strict=True))
+        for tensor, shape in zip(self.graph.inputs, shapes, strict=False):
+            sizes.update(zip(tensor.axes, shape, strict=True))
         sizes |= {"vocab_size": config.vocab_size, "length_and_eos": sizes.get("length", 0) + 1}
         if "frames" in sizes:
             sizes["time"] = (sizes["frames"] - config.window) // config.subsampling_rate + 1
@@ -109,6 +113,7 @@ class Session:
             expected = tuple(sizes.get(axis, size) for axis, size in zip(tensor.axes, output.shape, strict=True))
             if output.shape != expected:
                 raise ProviderError(f"{self._file}: output {tensor.name} is {output.shape}, expected {expected}")
+        self._checked = shapes
 
 
 def _refuse_what_crashes(file: Path, manifest: Manifest, settings: SessionSettings) -> None:

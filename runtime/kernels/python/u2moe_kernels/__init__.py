@@ -4,13 +4,12 @@ import ctypes
 import functools
 import json
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["description", "library_path"]
+from u2moe_kernels._version import __version__
 
-__version__ = version("u2moe-kernels")
+__all__ = ["__version__", "description", "library_path"]
 
 _NAMES = {"win32": "u2moe_kernels.dll"}
 
