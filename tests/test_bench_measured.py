@@ -62,34 +62,30 @@ def test_speed_is_the_median_of_the_rounds():
     assert found == {"num_words": 5, "rate": 0.2, "errors": [1, 0], "lengths": [3, 2]}
 
 
-def test_energy_is_that_of_all_packages(tmp_path):
-    """Write counters of two packages, one of them wrapping around; the others count the same energy twice."""
+def test_energy_is_that_of_all_packages_or_missing_for_a_reason(tmp_path):
+    """One of two packages' counters wraps around; the others count the same energy twice."""
+
+    def write(folder, **texts):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            (folder / name).write_text(f"{text}\n")
+
     for zone, name in {"0": "package-0", "1": "package-1", "0:0": "core", "2": "psys"}.items():
-        folder = tmp_path / f"intel-rapl:{zone}"
-        folder.mkdir()
-        for file, text in {"name": name, "max_energy_range_uj": "9000000", "energy_uj": "8000000"}.items():
-            (folder / file).write_text(f"{text}\n")
+        write(tmp_path / f"intel-rapl:{zone}", name=name, max_energy_range_uj="9000000", energy_uj="8000000")
     meter = machine.EnergyMeter(tmp_path)
-    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("8500000\n")
-    (tmp_path / "intel-rapl:1" / "energy_uj").write_text("1000000\n")
+    write(tmp_path / "intel-rapl:0", energy_uj="8500000")
+    write(tmp_path / "intel-rapl:1", energy_uj="1000000")
     assert (meter.joules(), meter.joules(), meter.missing) == (2.5, 0, "")
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
+    for texts, reason in (
         ({}, " has no processor energy counter (RAPL)"),
         ({"name": "core"}, " has no processor energy counter (RAPL)"),
         ({"name": "package-0", "max_energy_range_uj": "9"}, "/intel-rapl:0/energy_uj cannot be read"),
         ({"name": "package-0", "energy_uj": "1"}, "/intel-rapl:0/max_energy_range_uj cannot be read"),
-    ],
-)
-def test_energy_that_is_not_counted_is_missing_for_a_reason(tmp_path, content, reason):
-    (tmp_path / "intel-rapl:0").mkdir()
-    for name, text in content.items():
-        (tmp_path / "intel-rapl:0" / name).write_text(text)
-    meter = machine.EnergyMeter(tmp_path)
-    assert (meter.joules(), meter.missing.partition(": ")[0]) == (None, f"{tmp_path}{reason}")
+    ):
+        folder = tmp_path / "-".join(["only", *texts])
+        write(folder / "intel-rapl:0", **texts)
+        meter = machine.EnergyMeter(folder)
+        assert (meter.joules(), meter.missing.partition(": ")[0]) == (None, f"{folder}{reason}")
 
 
 @pytest.mark.parametrize(("used", "missing"), [((1.0, 5.0, 1.0, 8.0), ""), ((None,) * 4, "no counter")])
@@ -214,35 +210,22 @@ def test_the_router_takes_the_largest_in_chunks_and_the_whole_alike(bundle, expo
         np.testing.assert_allclose(chunks["load"][name], load, atol=0.15)
 
 
-X86 = """vendor_id\t: AuthenticAMD
-cpu family\t: 26
-model\t\t: 2
-model name\t: AMD EPYC
-stepping\t: 1
-flags\t\t: fpu avx2 avx512_vnni
-
-model name\t: other
-"""
-ARM = """Features\t: fp asimd i8mm
-CPU implementer\t: 0x41
-CPU part\t: 0xd0b
-
-Model\t\t: Raspberry Pi 5 Model B
-"""
+X86 = [
+    "vendor_id\t: AuthenticAMD", "cpu family\t: 26", "model\t\t: 2", "model name\t: AMD EPYC", "stepping\t: 1",
+    "flags\t\t: fpu avx2 avx512_vnni", "", "model name\t: other",
+]  # fmt: skip
+ARM = ("Features\t: fp asimd i8mm", "CPU implementer\t: 0x41", "CPU part\t: 0xd0b", "", "Model\t\t: Raspberry Pi 5")
 
 
-@pytest.mark.parametrize(("text", "name", "version", "sets"), [
-    (X86, "AMD EPYC", "cpu family 26, model 2, stepping 1", ["avx2", "avx512_vnni"]),
-    (ARM, "Raspberry Pi 5 Model B, CPU implementer 0x41 CPU part 0xd0b", "", ["asimd", "i8mm"]),
-])  # fmt: skip
-def test_processors_are_told(monkeypatch, tmp_path, text, name, version, sets):
-    (tmp_path / "cpuinfo").write_text(text, encoding="utf-8")
-    monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "cpuinfo")
-    found = machine.describe_machine()
-    assert (found["processor"], found["processor_version"], found["instruction_sets"]) == (name, version, sets)
-
-
-def test_caches_of_data_and_what_the_system_does_not_tell(tmp_path, monkeypatch):
+def test_processors_are_told_and_caches_of_data_and_what_the_system_does_not_tell(tmp_path, monkeypatch):
+    for lines, *expected in (
+        (X86, "AMD EPYC", "cpu family 26, model 2, stepping 1", ["avx2", "avx512_vnni"]),
+        (ARM, "Raspberry Pi 5, CPU implementer 0x41 CPU part 0xd0b", "", ["asimd", "i8mm"]),
+    ):
+        (tmp_path / "cpuinfo").write_text("\n".join(lines), encoding="utf-8")
+        monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "cpuinfo")
+        found = machine.describe_machine()
+        assert [found[name] for name in ("processor", "processor_version", "instruction_sets")] == expected
     for index, cache in enumerate([("1", "Data", "48K"), ("1", "Instruction", "32K"), ("3", "Unified", "4096K")]):
         folder = tmp_path / f"index{index}"
         folder.mkdir()

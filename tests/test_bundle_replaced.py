@@ -57,20 +57,17 @@ def copy(beside, tmp_path):
     return write(beside[0], tmp_path / "copy")
 
 
-def test_a_bundle_that_is_replaced_after_it_was_opened_is_refused(beside, copy):
+def test_a_bundle_that_is_replaced_while_or_after_it_is_opened_is_refused(beside, copy, monkeypatch):
     """Files are checked again whenever they are read, so that all come from one bundle."""
     opened = Bundle.open(copy.path)
     write(beside[1], copy.path)
     with pytest.raises(IntegrityError, match=rf"encoder\.onnx: {REPLACED}"):
         opened.load()
-
-
-def test_a_bundle_that_is_replaced_while_it_is_opened_is_refused(beside, copy, monkeypatch):
     read_tokens = bundle_room._read_tokens
 
     def replaced(files, manifest):
         monkeypatch.undo()
-        write(beside[1], copy.path)
+        write(beside[0], copy.path)
         return read_tokens(files, manifest)
 
     monkeypatch.setattr(bundle_room, "_read_tokens", replaced)
@@ -163,22 +160,20 @@ def test_nothing_of_a_loaded_bundle_is_mapped(small_bundle, tmp_path, monkeypatc
     assert recognizer.model.providers == mapped.providers
 
 
-@pytest.mark.parametrize(
-    "location", ["../encoder.onnx.data", "/etc/passwd", "a/b", "", "..", "ctc.onnx.data", "n" * 200, None]
-)
-def test_a_graph_with_other_external_weights_than_the_manifest_says(copy, tmp_path, location):
+def test_a_graph_with_other_external_weights_than_the_manifest_says(copy, tmp_path):
     """Elsewhere (onnxruntime 1.17 would load them from anywhere), or more."""
     model = onnx.load(copy.path / "encoder.onnx", load_external_data=False)
     initializers = model.graph.initializer
-    if location is None:
-        initializers.append(initializers[0])
-    else:
-        (entry,) = (entry for entry in initializers[0].external_data if entry.key == "location")
+    (entry,) = (entry for entry in initializers[0].external_data if entry.key == "location")
+    right = entry.value
+    for location in ("../encoder.onnx.data", "/etc/passwd", "a/b", "", "..", "ctc.onnx.data", "n" * 200, right):
         entry.value = location
-    (copy.path / "encoder.onnx").write_bytes(model.SerializeToString())
-    bundle = write(copy, tmp_path / "changed")
-    with pytest.raises(BundleError, match=r"encoder\.onnx: its external weights differ from those"):
-        bundle.load()
+        if location == right:
+            initializers.append(initializers[0])
+        (copy.path / "encoder.onnx").write_bytes(model.SerializeToString())
+        bundle = write(copy, tmp_path / "changed")
+        with pytest.raises(BundleError, match=r"encoder\.onnx: its external weights differ from those"):
+            bundle.load()
 
 
 @pytest.mark.parametrize(("change", "message"), [

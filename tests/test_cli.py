@@ -1,5 +1,6 @@
 import dataclasses
 import importlib
+import json
 import logging
 import os
 import re
@@ -87,27 +88,32 @@ def test_bundled_model_and_clips_are_the_default(bundle, clips, capsys, monkeypa
     assert capsys.readouterr() == (out, "")
 
 
-def test_demo_is_a_bundle_for_every_command_and_only_export_needs_torch(small_bundle, tmp_path):
-    """As after pip install 'u2moe[cpu,tools]'. The last command replaces the bundle."""
+def without(packages, folder, *commands):
+    """Run commands in a new process that cannot import some packages, with the demo model at `folder / "demo"`; return
+    their exit statuses, the output before and the errors."""
     program = (
-        "import sys; sys.modules.update(dict.fromkeys(('torch', 'yaml')))\n"
+        "import sys; sys.modules.update(dict.fromkeys(sys.argv[1:]))\n"
         "from u2moe.runtime import bundle_location, cli\n"
         "from u2moe.runtime.cli import bundle\n"
         "bundle_location.DEMO_FOLDER = bundle_location.Path('demo').resolve()\n"
         "bundle.push_bundle = lambda folder, *_, **__: str(folder)\n"
         "print([cli.main(line.split()) for line in sys.stdin])"
     )
-    commands = (
-        "inspect demo", "validate demo", "push demo org/name", "quantize demo int8 --no-report --accept-damage",
-        "convert demo one --profile streaming", "lm attach demo none",
-    )  # fmt: skip
+    command, pipes = [sys.executable, "-c", program, *packages], {"input": "\n".join(commands), "text": True}
+    done = subprocess.run(command, cwd=folder, **pipes, capture_output=True, check=False)
+    *out, statuses = done.stdout.splitlines()
+    return json.loads(statuses), out, done.stderr.splitlines()
+
+
+def test_demo_is_a_bundle_for_every_command_and_only_export_needs_torch(small_bundle, tmp_path):
+    """As after pip install 'u2moe[cpu,tools]'. The last command replaces the bundle."""
     shutil.copytree(small_bundle.path, tmp_path / "demo")
-    done = subprocess.run(
-        [sys.executable, "-c", program], input="\n".join(commands), cwd=tmp_path, capture_output=True, text=True,
-        check=False,
+    statuses, out, err = without(
+        ("torch", "yaml"), tmp_path, "inspect demo", "validate demo", "push demo org/name",
+        "quantize demo int8 --no-report --accept-damage", "convert demo one --profile streaming", "lm attach demo none",
     )  # fmt: skip
-    assert done.stdout.splitlines()[-1] == str([0] * len(commands)), done.stderr
-    assert (done.stdout + done.stderr).count(str(tmp_path / "demo")) >= 3
+    assert statuses == [0] * 6, err
+    assert sum(str(tmp_path / "demo") in line for line in out + err) >= 3
     assert {"int8", "one"} < {file.name for file in tmp_path.iterdir()}
 
 
@@ -179,54 +185,42 @@ def test_help_needs_nothing_that_computes_and_shows_percent_signs():
 
 
 def test_every_hint_names_what_is_there_and_commands_what_is_not(capsys, monkeypatch):
-    """Until u2moe is on an index, messages must not suggest its names."""
+    """Until u2moe is on an index, messages must not suggest its names. Each package that a command needs maps to an
+    extra to install."""
     for part in ("kernels", "demo"):
         assert (ROOT / f"runtime/{part}/pyproject.toml").is_file()
         assert install_command(part) == f"pip install ./runtime/{part} (in a clone of u2moe)"
     assert install_command("cpu,server") == "pip install '.[cpu,server]' (in a clone of u2moe)"
+    known = {*sys.stdlib_module_names, "numpy", "onnxruntime", "soundfile", "soxr", "u2moe", *cli.EXTRAS}
+    known |= {"fsspec", "sounddevice", "u2moe_kernels"}  # their importers report what to install
+    packages = PROJECT["tool"]["setuptools"]["package-dir"].values()
+    commands = [package for package in packages if package == "benchmarks/bench" or "benchmarks" not in package]
     for file in ROOT.glob("[erqb]*/**/*.py"):
         text = file.read_text(encoding="utf-8")
         assert file.name == "installation.py" or "pip install u2moe" not in text.replace("'", ""), file
         named = re.findall(r"install_command\([\"']([a-z,]+)[\"']\)", text)
         assert set(",".join(named).split(",")) <= {"", "kernels", "demo", *EXTRAS}, file
+        imported = set(re.findall(r"^ *(?:import|from(?= [\w.]+ import)) (\w+)", text, re.MULTILINE))
+        assert file.parent.relative_to(ROOT).as_posix() not in commands or imported <= known, file
+    assert set(cli.EXTRAS.values()) <= EXTRAS.keys()
     monkeypatch.setitem(cli.COMMANDS, "bench", ("u2moe.nothing.cli", "add_bench", "measure"))
     assert cli.main(["bench"]) == 1
     assert "'u2moe bench' needs the Python package u2moe.nothing, which is not installed" in capsys.readouterr().err
 
 
-def test_every_package_that_may_be_missing_has_its_extra():
-    """Each package that a command needs maps to an extra to install."""
-    known = {*sys.stdlib_module_names, "numpy", "onnxruntime", "soundfile", "soxr", "u2moe", *cli.EXTRAS}
-    known |= {"fsspec", "sounddevice", "u2moe_kernels"}  # their importers report what to install
-    for package in PROJECT["tool"]["setuptools"]["package-dir"].values():
-        if package.startswith("benchmarks") and package != "benchmarks/bench":  # not commands
-            continue
-        for file in (ROOT / package).glob("*.py"):
-            text = file.read_text(encoding="utf-8")
-            assert set(re.findall(r"^ *(?:import|from(?= [\w.]+ import)) (\w+)", text, re.MULTILINE)) <= known, file
-    assert set(cli.EXTRAS.values()) <= EXTRAS.keys()
-
-
 def test_an_extra_that_is_missing_is_named(bundle, tmp_path):
-    """As after pip install 'u2moe[cpu]', in a new process without the imports of other tests."""
-    program = (
-        "import sys; sys.modules.update(dict.fromkeys(('torch', 'onnx', 'onnx_ir', 'yaml')))\n"
-        "from u2moe.runtime import cli\n"
-        "print([cli.main(line.split()) for line in sys.stdin])"
-    )
-    out = tmp_path / "out"
+    """As after pip install 'u2moe[cpu]'."""
     commands = (
-        f"export {tmp_path} {out}", f"convert {bundle.path} {out} --profile sherpa-onnx",
-        f"validate {bundle.path} --checkpoint {tmp_path}", f"inspect {bundle.path}", f"quantize {bundle.path} {out}",
+        "export . out", "convert demo out --profile sherpa-onnx", "validate demo --checkpoint .", "inspect demo",
+        "quantize demo out",
     )  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", program], input="\n".join(commands), capture_output=True, text=True, check=False
-    )
-    assert done.stdout.splitlines()[-1] == str([1] * len(commands)), done.stderr
+    (tmp_path / "demo").symlink_to(bundle.path)
+    statuses, _, err = without(("torch", "onnx", "onnx_ir", "yaml"), tmp_path, *commands)
+    assert statuses == [1] * len(commands), err
     expected = (
         r"u2moe: error: 'u2moe {}' needs the Python package "
         r"(torch|onnx_ir): pip install '\.\[(export|tools)\]' \(in a clone of u2moe\)"
     )
-    for command, found in zip(commands, done.stderr.splitlines(), strict=True):
+    for command, found in zip(commands, err, strict=True):
         assert re.fullmatch(expected.format(command.split()[0]), found)
-    assert not out.exists()
+    assert not (tmp_path / "out").exists()

@@ -14,6 +14,10 @@ import pytest
 import soundfile
 from commands import transcribe
 
+from u2moe.export import exporter, sherpa
+from u2moe.quantize import quantizer
+from u2moe.runtime import cli
+from u2moe.runtime.cli import outputs
 from u2moe.runtime.installation import install_command
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("loaded_once")]
@@ -26,16 +30,21 @@ def command(bundle, *arguments):
     return [sys.executable, "-m", "u2moe", "transcribe", "--model", str(bundle.path), *map(str, arguments)]
 
 
-def test_paths_that_cannot_be_looked_up(bundle, clips, capsys):
+def test_paths_that_cannot_be_looked_up_and_names_that_have_no_room_for_the_suffix(bundle, clips, capsys):
     (clips / "empty").mkdir()
-    paths = [clips / ("n" * 300), clips / "a.wav", clips / "empty", "nul\0.wav", clips / "b.wav"]
-    for output in ([], ["-o", clips / "out"]):
+    long, longest = (clips / f"{'n' * length}.au" for length in (250, 252))  # .json fits; .json.partial would not
+    (clips / "b.wav").rename(long)
+    longest.symlink_to(clips / "a.wav")
+    paths = [clips / ("n" * 300), clips / "a.wav", clips / "empty", "nul\0.wav", long]
+    for output in ([], ["-f", "json", "-o", clips / "out", longest]):
         assert transcribe(bundle, *output, *paths) == 1
         out, err = capsys.readouterr()
-        assert [line.split("\t")[0] for line in out.splitlines()] == ([] if output else [str(paths[1]), str(paths[4])])
-        for told in ("File name too long", "embedded null", "empty: contains no audio files", "3 of 5 files failed"):
+        assert [line.split("\t")[0] for line in out.splitlines()] == ([] if output else [str(paths[1]), str(long)])
+        for told in ("File name too long", "embedded null", "empty: contains no audio files", " files failed"):
             assert told in err
-    assert sorted(file.name for file in (clips / "out").glob("[a-z]*")) == ["a.txt", "b.txt"]
+    assert "nnn.json: cannot be written: File name too long" in err
+    assert err.endswith("u2moe: error: 4 of 6 files failed\n")
+    assert sorted(file.name for file in (clips / "out").glob("[a-z]*")) == ["a.json", f"{long.stem}.json"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems allow only names in Unicode")
@@ -75,8 +84,7 @@ def test_a_text_that_stdout_cannot_encode(bundle, recognizer, clips, capsys, mon
     pytest.param(">/dev/full", b"stdout: cannot be written: No space left on device", marks=has_full_disk),
 ])  # fmt: skip
 def test_streams_that_are_closed_or_full(bundle, recognizer, clips, redirection, told):
-    script = f'exec "$0" "$@" {redirection}'
-    words = ["sh", "-c", script, *command(bundle, clips / "a.wav")]
+    words = ["sh", "-c", f'exec "$0" "$@" {redirection}', *command(bundle, clips / "a.wav")]
     done = subprocess.run(words, capture_output=True, check=False, timeout=120)
     if told is None:
         assert (done.returncode, done.stdout.decode()) == (0, recognizer.transcribe(clips / "a.wav").text + "\n")
@@ -85,15 +93,13 @@ def test_streams_that_are_closed_or_full(bundle, recognizer, clips, redirection,
         assert b"Exception ignored" not in done.stderr
 
 
-@pytest.mark.parametrize("has_command", [False, True])
-def test_a_reader_that_goes_away_is_no_traceback(bundle, clips, has_command):
+def test_a_reader_that_goes_away_is_no_traceback(bundle, clips):
     reader, writer = os.pipe()
     os.close(reader)
-    written = command(bundle, clips, clips, clips)
-    done = subprocess.run(written if has_command else written[:3], stdout=writer, stderr=subprocess.PIPE, check=False)
+    for words, status in ((command(bundle, clips, clips, clips), 1), ([sys.executable, "-m", "u2moe"], 0)):
+        done = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, check=False)
+        assert (done.returncode, b"Traceback" in done.stderr) == (status, False)
     os.close(writer)
-    assert b"Traceback" not in done.stderr
-    assert done.returncode == has_command
 
 
 INTERRUPTED = """
@@ -178,6 +184,21 @@ def test_two_processes_with_the_same_folder_both_finish(bundle, clips, sound):
     assert names == ["a.txt", "b.txt", "c0.txt", "c1.txt", "c2.txt"]
 
 
+def test_output_folders_are_checked_before_the_work_begins(bundle, tmp_path, capsys, monkeypatch):
+    for module, name in ((quantizer, "read_features"), (exporter.Checkpoint, "open"), (sherpa, "supported_graphs")):
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("the work has begun"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("kept")
+    for line in ("quantize", "export", "convert --profile sherpa-onnx"):
+        for name, reason in (("out", "is not empty"), ("out/precious/new", "cannot be written")):
+            assert cli.main([*line.split(), str(bundle.path), str(tmp_path / name)]) == 1
+            assert f"u2moe: error: {tmp_path / name}: {reason}" in capsys.readouterr().err
+    for name in (None, tmp_path / "new", tmp_path / "out" / "precious"):
+        outputs.try_to_write(name)
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "precious").read_text() == "kept"
+
+
 def test_folders_that_cannot_be_written_and_full_disks_end_the_work(bundle, clips, capsys, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -220,13 +241,3 @@ def test_what_was_recognised_before_damage_is_kept_apart(bundle, clips, sound, c
     soundfile.write(clips / "a.flac", sound, 16_000)  # it was still being copied
     assert transcribe(bundle, "-o", out, clips) == 0
     assert sorted(file.name for file in out.glob("[ab]*")) == ["a.txt", "b.txt"]
-
-
-def test_a_name_that_has_no_room_for_the_suffix_is_one_failure(bundle, clips, sound, capsys):
-    soundfile.write(clips / f"{'n' * 252}.au", sound, 16_000)
-    soundfile.write(clips / f"{'p' * 250}.au", sound, 16_000)  # its partial transcript would have too long a name
-    assert transcribe(bundle, "-f", "json", "-o", clips / "out", clips) == 1
-    assert sorted(file.name for file in (clips / "out").glob("[a-z]*")) == ["a.json", "b.json", f"{'p' * 250}.json"]
-    err = capsys.readouterr().err
-    assert "nnn.json: cannot be written: File name too long" in err
-    assert err.endswith("u2moe: error: 1 of 4 files failed\n")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 from commands import transcribe
+from feeding import feed
 from media import write_media
 
 from u2moe.runtime import format_transcript
@@ -31,14 +32,11 @@ def written(folder):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("file_format", FORMATS)
-def test_every_format_on_stdout(bundle, recognizer, clips, capsys, file_format):
-    assert transcribe(bundle, "-f", file_format, clips / "a.wav") == 0
+def test_one_and_several_recordings_on_stdout(bundle, recognizer, clips, capsys):
     transcript = recognizer.transcribe(clips / "a.wav")
-    assert capsys.readouterr() == (format_transcript(transcript, file_format, name=str(clips / "a.wav")), "")
-
-
-def test_several_recordings_on_stdout(bundle, clips, capsys):
+    for name in FORMATS:
+        assert transcribe(bundle, "-f", name, clips / "a.wav") == 0
+        assert capsys.readouterr() == (format_transcript(transcript, name, name=str(clips / "a.wav")), "")
     assert transcribe(bundle, "-f", "json", "--search", "ctc_prefix_beam", "--beam-size", 3, clips) == 0
     out, err = capsys.readouterr()
     lines = [json.loads(line) for line in out.splitlines()]
@@ -174,39 +172,38 @@ def test_a_bar_shows_how_far_all_files_are(bundle, clips, capsys, monkeypatch):
     assert drawn[-1] == ["[4/4] #################### 100%", "0:00 left", "long.wav"]
 
 
-@pytest.mark.parametrize("file_format", ["txt", "tsv"])
-def test_segments_are_printed_as_they_are_found(bundle, recognizer, sound, tmp_path, monkeypatch, file_format):
-    soundfile.write(tmp_path / "long.wav", np.tile(sound, 12), 16_000)
-    order = []
-    transcript = recognizer.transcribe(tmp_path / "long.wav")
+def test_segments_are_printed_as_they_are_found(bundle, recognizer, sound, tmp_path, monkeypatch):
+    file = tmp_path / "long.wav"
+    soundfile.write(file, np.tile(sound, 12), 16_000)
+    transcript = recognizer.transcribe(file)
     assert len(transcript.segments) > 1
-    monkeypatch.setattr("u2moe.runtime.cli.outputs.print_result", order.append)
-    monkeypatch.setattr("u2moe.runtime.cli.transcribe.ProgressBar.show", lambda _, seconds: order.append(seconds))
-    assert transcribe(bundle, "-f", file_format, tmp_path / "long.wav") == 0
-    printed = [item for item in order if isinstance(item, str)]
-    assert "".join(printed) == format_transcript(transcript, file_format)
-    assert order.index(printed[0]) < order.index(48.0)
-    assert len(printed) == len(transcript.segments)
+    for name in ("txt", "tsv"):
+        order = []
+        monkeypatch.setattr("u2moe.runtime.cli.outputs.print_result", order.append)
+        monkeypatch.setattr(
+            "u2moe.runtime.cli.transcribe.ProgressBar.show", lambda _, at, order=order: order.append(at)
+        )
+        assert transcribe(bundle, "-f", name, file) == 0
+        printed = [item for item in order if isinstance(item, str)]
+        assert "".join(printed) == format_transcript(transcript, name)
+        assert order.index(printed[0]) < order.index(48.0)
+        assert len(printed) == len(transcript.segments)
 
 
-@pytest.mark.parametrize("arguments", [[], ["-"]])
-def test_raw_audio_from_standard_input_as_it_comes(bundle, recognizer, sound, capsys, monkeypatch, arguments):
+def test_raw_audio_from_standard_input_as_it_comes_with_channels_and_a_track_of_a_video(
+    bundle, recognizer, sound, capsys, tmp_path, monkeypatch
+):
     samples = (sound * 32767).astype("<i2")
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(samples.tobytes())))
-    assert transcribe(bundle, "--raw", "s16le:16000", "--stream", *arguments) == 0
-    out, err = capsys.readouterr()
-    stream = recognizer.create_stream()
-    stream.accept_waveform(16_000, samples)
-    stream.input_finished()
-    recognizer.decode_streams([stream])
-    assert out.split() == stream.get_result().text.split()
-    assert len(err.splitlines()) > 3  # partial results
-    monkeypatch.setattr(sys, "stdin", None)
-    assert transcribe(bundle, *(arguments or ["--raw", "s16le:16000"])) == 1
-    assert "standard input is closed" in capsys.readouterr().err
-
-
-def test_raw_audio_with_channels_and_a_track_of_a_video(bundle, recognizer, sound, capsys, tmp_path):
+    expected = feed(recognizer, samples, options=None)
+    for arguments in ([], ["-"]):
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(samples.tobytes())))
+        assert transcribe(bundle, "--raw", "s16le:16000", "--stream", *arguments) == 0
+        out, err = capsys.readouterr()
+        assert out.split() == [word for segment in expected for word in segment.text.split()]
+        assert len(err.splitlines()) > 3  # partial results
+        monkeypatch.setattr(sys, "stdin", None)
+        assert transcribe(bundle, *(arguments or ["--raw", "s16le:16000"])) == 1
+        assert "standard input is closed" in capsys.readouterr().err
     (tmp_path / "a.pcm").write_bytes(np.stack([np.zeros_like(sound), sound], axis=1).astype("<f4").tobytes())
     assert transcribe(bundle, *["--raw", "f32le:16000:2", "--channel", "1"], tmp_path / "a.pcm") == 0
     assert capsys.readouterr().out == recognizer.transcribe(sound).text + "\n"

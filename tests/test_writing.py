@@ -1,8 +1,8 @@
 """Written text: numbers, times, dates and money as digits, and sentence case; scores and times are kept."""
 
 import dataclasses
-import re
 import sys
+from unittest.mock import Mock
 
 import pytest
 from corpora import ToyChoice
@@ -75,7 +75,7 @@ VOCABULARY = sorted({*UNITS, *TEENS, *TENS, *SCALES, "hundred", "zero", "oh", "a
                      "i", "monday", "new", "york"})  # fmt: skip
 
 
-def result_of(words, confidences=None):
+def result_of(words):
     spoken = [
         WordResult(word=word, start=float(place), end=place + 0.75, confidence=0.5 + place / 100)
         for place, word in enumerate(words)
@@ -134,18 +134,17 @@ def test_what_follows_does_not_change_what_is_committed(words, text_format):
         num = found.num_committed
 
 
-@pytest.mark.parametrize(("symbols", "text", "expected"), [
-    (["▁TEN", "▁DOGS", "<unk>"], "TEN DOGS", "10 dogs"),
-    (["▁TEN", "▁DOGS", "中"], "TEN DOGS", ""),  # if 中 follows, everything stays as spoken
-    (["▁TEN", "▁DOGS", "中"], "TEN DOGS 中", "TEN DOGS 中"),
-    (["▁I", "▁am"], "I", ""),
-    (["▁I", "▁am"], "I am", "I am"),
-])  # fmt: skip
-def test_vocabularies_of_two_scripts_or_cases(symbols, text, expected):
-    vocabulary = Vocabulary(symbols, TextConfig(tokenizer="bpe"))
-    num = len(text.split())
-    found = TextFormatter().result(Result(text=text, is_final=False, committed=text, num_committed=num), vocabulary)
-    assert (found.committed, found.num_committed) == (expected, len(expected.split()))
+def test_vocabularies_of_two_scripts_or_cases():
+    for symbols, text, expected in (
+        (["▁TEN", "▁DOGS", "<unk>"], "TEN DOGS", "10 dogs"),
+        (["▁TEN", "▁DOGS", "中"], "TEN DOGS", ""),  # if 中 follows, everything stays as spoken
+        (["▁TEN", "▁DOGS", "中"], "TEN DOGS 中", "TEN DOGS 中"),
+        (["▁I", "▁am"], "I", ""),
+        (["▁I", "▁am"], "I am", "I am"),
+    ):
+        vocabulary, num = Vocabulary(symbols, TextConfig(tokenizer="bpe")), len(text.split())
+        found = TextFormatter().result(Result(text=text, is_final=False, committed=text, num_committed=num), vocabulary)
+        assert (found.committed, found.num_committed) == (expected, len(expected.split()))
 
 
 @pytest.mark.parametrize(("spoken", "expected"), [
@@ -189,29 +188,17 @@ def test_every_word_is_looked_at_once_and_alternatives_written_alike_are_one():
     other = dataclasses.replace(spoken.nbest[0], text="OH OH ONE", score=-2.0)
     found = TextFormatter().result(dataclasses.replace(spoken, nbest=[*spoken.nbest, other]))
     assert [(best.text, best.score) for best in found.nbest] == [("001", -1.0)]
-    # A text may cover hours of speech
-    calls = []
-
-    class Word(str):
-        __slots__ = ()
-
-        def lower(self):
-            calls.append(self)
-            return super().lower()
-
-    Casing().of([Word("ONE")] * 1000)
-    assert len(calls) == 1000
+    word = Mock(**{"lower.return_value": "one"})
+    Casing().of(["one", *[word] * 999])  # a text may cover hours of speech
+    assert word.lower.call_count == 999
 
 
 @pytest.mark.slow
 def test_the_command_line_writes_on_request_and_a_hotword_keeps_its_letter_case(capsys, tmp_path):
     (tmp_path / "names.txt").write_text("Work :0.1\n", encoding="utf-8")
     options = ["--format-text", "--hotwords", str(tmp_path / "names.txt")]
-    clips = [str(DEMO_FOLDER / "clips" / name) for name in ("phone_number.flac", "command.flac")]
-    assert cli.main(["transcribe", *options, *clips]) == 0
-    number, command = (line.partition("\t")[2] for line in capsys.readouterr().out.splitlines())
-    assert re.search(r"\d{3}", number)
-    assert command == "Now get back to Work"
+    assert cli.main(["transcribe", *options, str(DEMO_FOLDER / "clips" / "command.flac")]) == 0
+    assert capsys.readouterr().out.endswith("Now get back to Work\n")
 
 
 @pytest.mark.parametrize(("language", "spoken", "expected"), [
@@ -234,19 +221,14 @@ def test_chinese_and_japanese(language, spoken, expected):
     assert formatter.text(spoken) == expected
     symbols = spoken.split() if " " in spoken else list(spoken)
     symbols = [part for symbol in symbols for part in ([symbol] if symbol.isascii() else symbol)]
-    words = [
-        WordResult(word=symbol, start=float(place), end=place + 0.5, confidence=1 - place / 100)
-        for place, symbol in enumerate(symbols)
-    ]
-    result = Result(text=spoken, is_final=True, start=0.0, end=len(symbols) - 0.5, words=words)
+    result = dataclasses.replace(result_of(symbols), text=spoken)
     found = formatter.result(result)
     assert found.text == expected
     assert "".join(word.word for word in found.words).replace(" ", "") == expected.replace(" ", "")
     begins = [round(word.start) for word in found.words]
     assert (begins[0], found.words[-1].end) == (0, result.end)
     for word, begin, end in zip(found.words, begins, [*begins[1:], len(symbols)], strict=True):
-        assert (word.start, word.end) == (begin, end - 0.5)
-        assert word.confidence == words[end - 1].confidence
+        assert (word.start, word.end, word.confidence) == (begin, end - 0.25, 0.5 + begin / 100)
         assert word.word.strip().isascii() or end - begin == 1 or word.word[0].isdigit() or word.word.endswith("半")
     assert (found.committed, found.num_committed) == (expected, len(found.words))
     partial = formatter.result(dataclasses.replace(result, is_final=False, committed=spoken[:2], num_committed=2))

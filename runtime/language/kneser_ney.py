@@ -175,8 +175,6 @@ def train(counts: NgramCounts, options: TrainingOptions, warn: Callable[[str], o
         (level.rows[keep], _log10(probability[keep]), _log10(backoff[keep]))
         for level, keep, probability, backoff in zip(levels, kept, probabilities, backoffs, strict=True)
     ]
-    while len(orders) > 1 and not len(orders[-1][0]):
-        orders.pop()
     return Ngrams.of(counts.words, orders)
 
 
