@@ -20,7 +20,7 @@ from u2moe.runtime.decoding import alignment as alignment_module
 from u2moe.runtime.decoding.alignment import Aligner, align
 from u2moe.runtime.decoding.ctc import ctc_greedy_search
 from u2moe.runtime.language.sentences import written_sentences
-from u2moe.runtime.text.formats import FORMATS, format_transcript
+from u2moe.runtime.text.formats import format_transcript
 from u2moe.runtime.text.vocabulary import Spelling, TextConfig, Vocabulary
 
 OF_TORCHAUDIO = json.loads((Path(__file__).parent / "golden" / "alignments.json").read_text(encoding="utf-8"))
@@ -81,12 +81,9 @@ def test_the_greedy_result_aligns_where_it_was_found(seed, num_frames):
     log_probs = random_log_probs(seed, num_frames, 5, scale=3.0)
     greedy = ctc_greedy_search(log_probs)
     aligned = align(log_probs, greedy.tokens)
-    assert [token.start for token in aligned] == greedy.times
-    assert [token.token for token in aligned] == greedy.tokens
-    for token, following in itertools.pairwise(aligned):
-        assert token.start < token.end <= following.start
-    for token in aligned:
-        assert token.start <= token.peak < token.end <= num_frames
+    assert [(token.token, token.start) for token in aligned] == list(zip(greedy.tokens, greedy.times, strict=True))
+    for token, end in zip(aligned, [*greedy.times[1:], num_frames][: len(aligned)], strict=True):
+        assert token.start <= token.peak < token.end <= end
         assert token.confidence == pytest.approx(np.exp(log_probs[token.start : token.end, token.token].max()))
 
 
@@ -111,10 +108,8 @@ def test_words_begin_where_they_are_said_however_the_recording_is_cut(chunk_size
     spoken = list(itertools.islice(itertools.cycle("ABACDCBD"), 60))
     samples, starts = say(spoken, [pause_s] * len(spoken))
     text = "".join(word.lower() + ",.\n"[place % 3] + " " for place, word in enumerate(spoken))
-    done = []
-    alignment = toy_recognizer().align(
-        samples, text, options=DecodingOptions(chunk_size=chunk_size), on_progress=done.append
-    )
+    done, options = [], DecodingOptions(chunk_size=chunk_size)
+    alignment = toy_recognizer().align(samples, text, options=options, on_progress=done.append)
     found = words_of(alignment)
     assert [word.word.strip(",.").upper() for word in found] == spoken
     assert np.abs(np.array([word.start for word in found]) - starts).max() < 2 * FRAME_S
@@ -157,17 +152,12 @@ def test_texts_that_cannot_be_aligned(text, expected):
         toy.align(np.zeros(2 * RATE, np.float32), "A")
 
 
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        (
-            "\"Twenty-one,\" she said. 'No!' It's 42 — really.",
-            [('"Twenty-one," she said.', ['"Twenty-one,"', "she", "said."]), ("'No!'", ["'No!'"]),
-             ("It's 42 — really.", ["It's", "42 —", "really."])],
-        ),
-        ("今天!好。we go", [("今天!好。", ["今", "天!", "好。"]), ("we go", ["we", "go"])]),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("line", "expected"), [
+    ("\"Twenty-one,\" she said. 'No!' It's 42 — really.", [
+        ('"Twenty-one," she said.', ['"Twenty-one,"', "she", "said."]), ("'No!'", ["'No!'"]),
+        ("It's 42 — really.", ["It's", "42 —", "really."])]),
+    ("今天!好。we go", [("今天!好。", ["今", "天!", "好。"]), ("we go", ["we", "go"])]),
+])  # fmt: skip
 def test_words_as_they_are_written(line, expected):
     assert [(text, [word.text for word in words]) for text, words in written_sentences(line)] == expected
 
@@ -192,12 +182,9 @@ def test_a_list_of_transcripts(tmp_path):
     """`u2moe corpus --align`: rows have the transcript with times, and warnings about misfits."""
     samples, starts = say("AB", [0.2, 0.7])
     soundfile.write(tmp_path / "a.wav", samples, RATE)
-    lines = [
-        {"key": key, "wav": "a.wav", "txt": text} for key, text in (("fits", "a, b."), ("not", "A D B"), ("bad", "E"))
-    ]
-    (tmp_path / "list").write_text(
-        "".join(json.dumps(line) + "\n" for line in [*lines, {"key": "none", "wav": "a.wav"}])
-    )
+    texts = {"fits": {"txt": "a, b."}, "not": {"txt": "A D B"}, "bad": {"txt": "E"}, "none": {}}
+    lines = [json.dumps({"key": key, "wav": "a.wav", **text}) for key, text in texts.items()]
+    (tmp_path / "list").write_text("\n".join(lines))
     options = CorpusOptions(align=True, num_workers=1)
     progress = run_corpus(tmp_path / "list", tmp_path / "out", ToyChoice(), options)
     assert (progress.num_done, progress.num_failed, progress.num_warned) == (4, 2, 1)
@@ -217,10 +204,9 @@ def test_a_list_of_transcripts(tmp_path):
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
     """Run `u2moe align` with the toy model and a.wav ("A B"); return exit code, output and errors."""
-    samples, _ = say("AB", [0.2, 0.7])
+    (tmp_path / "deep").mkdir()
     for name in ("a.wav", "deep/b.wav"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        soundfile.write(tmp_path / name, samples, RATE)
+        soundfile.write(tmp_path / name, say("AB", [0.2, 0.7])[0], RATE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("u2moe.runtime.cli.transcribe.model_choice", lambda _: ToyChoice())
 
@@ -230,17 +216,17 @@ def command(tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_the_command_writes_every_format(command, tmp_path):
+def test_the_command_writes_formats(command, tmp_path):
     (tmp_path / "a.txt").write_text("\ufeffA,\nb.", encoding="utf-8")
     code, out, err = command("a.wav")
     assert (code, err) == (0, "")
     assert [line.split()[4] for line in out.splitlines()] == ["A,", "b."]
     alignment = toy_recognizer().align(tmp_path / "a.wav", "A,\nb.")
-    for name in FORMATS:
+    for name in ("TextGrid", "json"):
         assert command("a.wav", "-o", f"out.{name}")[0] == 0
         written = (tmp_path / f"out.{name}").read_text(encoding="utf-8")
         assert written == format_transcript(alignment, name, name="a.wav")
-    assert {"misfits", "unwritten"} < set(json.loads((tmp_path / "out.json").read_text(encoding="utf-8")))
+    assert {"misfits", "unwritten"} < set(json.loads(written))
 
 
 def test_the_command_names_what_is_wrong(command, tmp_path):

@@ -59,9 +59,8 @@ def test_failure_and_what_is_incomplete_leave_nothing(tmp_path):
         staging.add("tokens.txt", "x 0\n")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
-    content = {name: data for name, data in CONTENT.items() if name != "ctc.onnx"}
     with pytest.raises(BundleError, match=r"'ctc\.onnx' is not listed"):
-        write(tmp_path / "out", content=content)
+        write(tmp_path / "out", content={name: CONTENT[name] for name in ("tokens.txt", "encoder.onnx")})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -73,6 +72,9 @@ def test_only_bundles_are_overwritten_and_kept_if_that_fails(tmp_path, folder):
     assert [file.name for file in tmp_path.iterdir()] == ["bundle"]
     (tmp_path / "empty").mkdir()
     write(tmp_path / "empty")
+    (tmp_path / "link").symlink_to(folder)
+    write(tmp_path / "link", overwrite=True)
+    assert not (tmp_path / "link").is_symlink()
     (tmp_path / "precious.txt").write_text("mine")
     with pytest.raises(BundleError, match="only a folder of the same kind can be overwritten"):
         write(tmp_path, overwrite=True)
@@ -91,12 +93,10 @@ def test_damaged_files_and_no_bundle(folder, tmp_path):
     with pytest.raises(IntegrityError, match="size is 18 bytes, expected 7"):
         Bundle.open(folder, verify=False)
     (folder / "encoder.onnx").unlink()
-    with pytest.raises(BundleError, match=r"encoder\.onnx: missing"):
-        Bundle.open(folder)
-    with pytest.raises(BundleError, match="no such folder"):
-        Bundle.open(tmp_path / "nothing")
-    with pytest.raises(BundleError, match=r"bundle\.json: missing"):
-        Bundle.open(tmp_path)
+    missing = {folder: r"encoder\.onnx: missing", tmp_path: r"bundle\.json: missing", tmp_path / "x": "no such folder"}
+    for path, message in missing.items():
+        with pytest.raises(BundleError, match=message):
+            Bundle.open(path)
 
 
 def test_a_large_file_has_digests_of_its_blocks(tmp_path, monkeypatch):
@@ -112,9 +112,7 @@ def test_a_large_file_has_digests_of_its_blocks(tmp_path, monkeypatch):
         Bundle.open(folder)
 
 
-@pytest.mark.parametrize(
-    "name", ["../secret", "/etc/passwd", "a/b", "..", "", "a\\b", "C:x", "a\x00b", "a.", "a ", "nul.onnx"]
-)
+@pytest.mark.parametrize("name", ["../a", "/etc/a", "a/b", "..", "", "a\\b", "C:x", "a\x00b", "a.", "a ", "nul.onnx"])
 def test_names_that_leave_the_folder(folder, name):
     edit_manifest(folder, lambda content: content["files"].update({name: {"sha256": "0" * 64, "size": 1}}))
     with pytest.raises(BundleError, match="plain file name"):
@@ -123,7 +121,7 @@ def test_names_that_leave_the_folder(folder, name):
         staging.add(name, b"")
 
 
-def test_links_that_leave_the_folder_and_manifests_with_every_field(tmp_path, folder):
+def test_links_that_leave_the_folder(tmp_path, folder):
     (folder / "ctc.onnx").rename(tmp_path / "ctc.onnx")
     (folder / "ctc.onnx").symlink_to(tmp_path / "ctc.onnx")
     with pytest.raises(BundleError, match="is a link to"):
@@ -133,7 +131,9 @@ def test_links_that_leave_the_folder_and_manifests_with_every_field(tmp_path, fo
         os.mkfifo(folder / "ctc.onnx")
         with pytest.raises(BundleError, match="not a regular file"):
             Bundle.open(folder)
-    # The demo bundle's manifest with and without defaults has the same fingerprint, which corpus runs compare
+
+
+def test_manifests_with_and_without_defaults_have_the_same_fingerprint():
     text = (Path(__file__).parent / "golden" / "bundle_of_version_4.json").read_text(encoding="utf-8")
     manifest = parse_manifest(text, Path("bundle.json"))
     assert (manifest.decoding.beam_size, manifest.decoding.padding_s, manifest.model.max_position) == (40, 0.18, 5000)
@@ -166,6 +166,8 @@ def test_links_that_leave_the_folder_and_manifests_with_every_field(tmp_path, fo
     (edited("files", **{"ctc.onnx": {"sha256": "0"}}), "files.ctc.onnx.size is missing"),
     (without("files", "tokens.txt"), "'tokens.txt' is not listed"),
     (edited("model", vocab_size=7), "found 6 symbols, expected vocab_size 7"),
+    *((lambda folder, text=text: (folder / "bundle.json").write_bytes(text), "bundle.json: ")
+      for text in (b"", b"{", b"[" * 100_000, b"null", b"[]", b'{"format": NaN}', b'{"a": 1, "a": 2}', b"\xff")),
 ])  # fmt: skip
 def test_manifests_that_are_refused(folder, change, message):
     change(folder)
@@ -204,39 +206,28 @@ def test_unknown_fields_are_passed_over_or_refused_wherever_they_are(folder, sec
         Bundle.open(folder)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[" * 100_000, "null", "[]", '{"format": NaN}', '{"a": 1, "a": 2}', "\udcff"]
-)
-def test_manifests_that_are_not_json(folder, text):
-    (folder / "bundle.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(BundleError, match=r"bundle\.json"):
-        Bundle.open(folder)
-
-
 WRITE = """
 import sys
 from u2moe.runtime import Bundle, BundleWriter
 
-target, source, how = sys.argv[1:]
+target, source = sys.argv[1:]
 bundle = Bundle.open(source)
-print("begins", flush=True)
-for _ in range(20 if how == "often" else 1):
+for _ in range(10):
     with BundleWriter(target, overwrite=True) as staging:
         for name in bundle.manifest.files:
             staging.add(name, bundle.path / name)
         staging.seal(bundle.manifest)
-        if how == "wait":
-            print("sealed", flush=True)
-            sys.stdin.read()
+        print("sealed", flush=True)
+        sys.stdin.readline()
         staging.finish(bundle.manifest)
 """
 
 
-def writer(target, source, how):
-    """Write a bundle in a separate process."""
-    command = [sys.executable, "-c", WRITE, str(target), str(source), how]
+def writer(target, source):
+    """Write a bundle ten times in a separate process, which waits for a line before each is finished."""
+    command = [sys.executable, "-c", WRITE, str(target), str(source)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdout.readline() == b"begins\n"
+    assert process.stdout.readline() == b"sealed\n"
     return process
 
 
@@ -250,8 +241,7 @@ def out(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no signals that kill")
 def test_what_a_killed_writer_leaves_is_no_bundle_and_goes_with_the_next(folder, out):
-    with writer(out, folder, "wait") as process:
-        assert process.stdout.readline() == b"sealed\n"
+    with writer(out, folder) as process:
         with pytest.raises(BundleError, match=r"bundle\.json: missing"):
             Bundle.open(out.with_name(".out.partial"))
         with pytest.raises(BundleError, match="out: is being written by another process"):
@@ -266,7 +256,9 @@ def test_what_a_killed_writer_leaves_is_no_bundle_and_goes_with_the_next(folder,
 @pytest.mark.skipif(os.name != "posix", reason="Windows renames no folder with open files")
 def test_a_reader_finds_a_whole_bundle_or_none(folder, out):
     fingerprint = write(out).fingerprint
-    with writer(out, folder, "often") as process:
+    with writer(out, folder) as process:
+        process.stdin.write(10 * b"\n")
+        process.stdin.flush()
         while process.poll() is None:
             try:
                 assert Bundle.open(out).fingerprint == fingerprint
@@ -305,10 +297,3 @@ def test_a_bundle_that_cannot_be_replaced_stays(out, monkeypatch):
     assert (out / "mine").exists()
     with pytest.raises(BundleError, match="new: cannot be written: "):
         write(out / "mine" / "new")
-
-
-def test_a_link_to_a_bundle_is_replaced(folder, out):
-    out.symlink_to(folder)
-    write(out, overwrite=True)
-    assert not out.is_symlink()
-    assert Bundle.open(folder)

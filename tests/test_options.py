@@ -9,21 +9,14 @@ import pytest
 
 from u2moe.export import SherpaOptions
 from u2moe.quantize import Goal
-from u2moe.runtime import (
-    DecodingOptions,
-    EndpointConfig,
-    EndpointRule,
-    RescoringWeights,
-    SubtitleOptions,
-    TextFormat,
-    VadOptions,
-)
+from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, RescoringWeights, TextFormat, VadOptions
 from u2moe.runtime.bundle.manifest import Calibration, FeatureConfig
 from u2moe.runtime.corpus.lists import ListOptions
 from u2moe.runtime.corpus.runner import CorpusOptions
 from u2moe.runtime.declarations import options_of
 from u2moe.runtime.language.kneser_ney import TrainingOptions
 from u2moe.runtime.language.model import FusionWeights
+from u2moe.runtime.text.formats import SubtitleOptions
 
 KINDS = (
     DecodingOptions, RescoringWeights, EndpointConfig, EndpointRule, FusionWeights, SubtitleOptions, VadOptions,
@@ -60,9 +53,7 @@ def test_what_is_of_another_type_beyond_a_limit_or_no_choice_is_refused_by_name(
 
 
 def test_numbers_of_numpy_become_those_of_python():
-    options = DecodingOptions(
-        beam_size=np.int64(4), chunk_size=np.uint8(16), num_left_chunks=np.int32(-1), ctc_weight=np.float32(0.5)
-    )
+    options = DecodingOptions(beam_size=np.int64(4), chunk_size=np.uint8(16), ctc_weight=np.float32(0.5))
     assert options == DecodingOptions(beam_size=4, chunk_size=16, ctc_weight=0.5)
     assert json.loads(json.dumps(dataclasses.asdict(options)))["beam_size"] == 4
     assert EndpointRule(min_trailing_silence=np.float64(1.0)) == EndpointRule(min_trailing_silence=1)

@@ -8,18 +8,9 @@ import pytest
 import soundfile
 from feeding import RATE, TINY
 
-from u2moe.runtime import (
-    AudioError,
-    BundleError,
-    ContextGraph,
-    DecodingOptions,
-    Recognizer,
-    StreamError,
-    TruncatedAudioError,
-    bundle_location,
-    ctc_greedy_search,
-    ctc_prefix_beam_search,
-)
+from u2moe.runtime import ContextGraph, DecodingOptions, Recognizer, bundle_location
+from u2moe.runtime.decoding.ctc import ctc_greedy_search, ctc_prefix_beam_search
+from u2moe.runtime.errors import AudioError, BundleError, StreamError, TruncatedAudioError
 from u2moe.runtime.model.features import fbank
 from u2moe.runtime.model.model import Model
 from u2moe.runtime.model.session import Session
@@ -35,8 +26,6 @@ def test_full_context_is_the_seam_from_end_to_end(recognizer, sound):
     result = recognizer.transcribe(sound).segments[0]
     assert result.tokens == hypotheses[scores.argmax()].tokens
     assert result.score == pytest.approx(scores.max(), abs=1e-3)
-    assert recognizer.bundle.manifest.decoding.ctc_weight == 0.3
-    assert recognizer.bundle.manifest.decoding.reverse_weight == 0.3
 
 
 @pytest.mark.parametrize(("options", "choose"), [
@@ -60,7 +49,7 @@ def test_first_pass_searches(recognizer, sound, options, choose):
     assert result.nbest[0].attention_score is None
 
 
-def test_attention_search_with_weights_of_the_options_and_hotwords_of_its_vocabulary(recognizer, sound):
+def test_attention_search_and_hotwords_of_its_vocabulary(recognizer, sound):
     result = recognizer.transcribe(sound[:16_000], options=DecodingOptions(search="attention", beam_size=3)).segments[0]
     assert len(result.nbest) == 3
     assert result.nbest[0].ctc_score is None
@@ -68,9 +57,6 @@ def test_attention_search_with_weights_of_the_options_and_hotwords_of_its_vocabu
     assert result.times == sorted(result.times)
     assert len(result.times) in (0, len(result.tokens))
     assert len(result.words) == len(result.times)
-    only_ctc = recognizer.transcribe(sound, options=DecodingOptions(ctc_weight=1e6)).segments[0]
-    first_pass = recognizer.transcribe(sound, options=DecodingOptions(search="ctc_prefix_beam")).segments[0]
-    assert only_ctc.tokens == first_pass.tokens
     left_only = recognizer.transcribe(sound, options=DecodingOptions(ctc_weight=0, reverse_weight=0)).segments[0]
     assert left_only.score == left_only.nbest[0].attention_score
     assert recognizer(sound, 16_000) == recognizer.transcribe(sound)
@@ -89,12 +75,11 @@ def test_alternatives_have_texts_of_their_own(bundle, model, sound):
     symbols = ["a"] * len(bundle.vocabulary)
     doubled = types.SimpleNamespace(manifest=bundle.manifest, vocabulary=Vocabulary(symbols, bundle.manifest.text))
     found = Recognizer(doubled, model).transcribe(sound).segments[0]
-    texts = [doubled.vocabulary.text(alternative.tokens) for alternative in plain.nbest]
-    firsts = [index for index, text in enumerate(texts) if text not in texts[:index]]
-    assert len(firsts) < len(plain.nbest)
-    expected = [plain.nbest[index] for index in firsts]
-    assert [(item.tokens, item.score) for item in found.nbest] == [(item.tokens, item.score) for item in expected]
-    assert [item.text for item in found.nbest] == [texts[index] for index in firsts]
+    expected = {}
+    for item in plain.nbest:
+        expected.setdefault(doubled.vocabulary.text(item.tokens), (item.tokens, item.score))
+    assert len(expected) < len(plain.nbest)
+    assert [(item.text, (item.tokens, item.score)) for item in found.nbest] == list(expected.items())
 
 
 def test_models_of_one_chunk_size_and_without_decoder(bundle, model, sound):
@@ -116,10 +101,10 @@ def test_models_of_one_chunk_size_and_without_decoder(bundle, model, sound):
             recognizer.transcribe(sound, options=DecodingOptions(search=search))
 
 
-def test_from_pretrained(bundle, sound, monkeypatch, tmp_path):
+def test_from_pretrained(bundle, model, sound, monkeypatch, tmp_path):
     options = DecodingOptions(search="ctc_greedy")
     recognizer = Recognizer.from_pretrained(bundle.path, num_threads=2, options=options)
-    assert recognizer.transcribe(sound) == Recognizer(bundle, bundle.load(), options).transcribe(sound)
+    assert recognizer.transcribe(sound) == Recognizer(bundle, model, options).transcribe(sound)
     monkeypatch.setattr(bundle_location, "DEMO_FOLDER", tmp_path / "none")
     with pytest.raises(BundleError, match=r"not installed: run pip install \./runtime/demo .*, or name"):
         Recognizer.from_pretrained()
@@ -142,7 +127,7 @@ def test_warm_up_runs_every_graph_and_changes_no_result(bundle, model, sound, mo
 
 
 def test_what_is_dropped_is_freed_at_once(bundle, sound):
-    """Immediately, not at garbage collection: a model may take a gigabyte."""
+    """Not at garbage collection: a model may take a gigabyte."""
     recognizer = Recognizer(bundle, bundle.load())
     recognizer.transcribe(sound)
     stream = recognizer.create_stream()
@@ -197,21 +182,14 @@ def test_damage_late_in_a_file_keeps_what_was_before(recognizer, recording):
     assert found == expected.segments
 
 
-def test_what_cannot_be_read_is_refused_by_the_call_itself_and_an_error_of_the_program_is_no_damage(
-    recognizer, sound, tmp_path
-):
+def test_what_cannot_be_read_is_refused_at_once_and_a_mistake_of_the_program_no_damage(recognizer, sound, tmp_path):
     def on_progress(seconds):
         raise AudioError("mine")
 
     (tmp_path / "text.wav").write_text("not audio")
-    unread = [
-        (tmp_path / "none.wav", "no such file"),
-        (np.array([np.nan]), "NaN"),
-        (tmp_path / "text.wav", "be read as"),
-    ]
     for call in (recognizer.transcribe, recognizer.segments):
-        for audio, message in unread:
-            with pytest.raises(AudioError, match=message):
+        for audio in (tmp_path / "none.wav", np.array([np.nan]), tmp_path / "text.wav"):
+            with pytest.raises(AudioError, match=r"no such file|NaN|be read as"):
                 call(audio)
         with pytest.raises(ValueError, match="channel and track are only for files"):
             call(sound, channel=0)

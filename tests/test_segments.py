@@ -47,9 +47,8 @@ def test_default_rules(pattern, num_frames, rule):
 
 
 def test_a_silent_frame_is_more_than_four_fifths_blank_whatever_token_that_is():
-    assert Endpointer(EndpointConfig(), FRAME_S, blank=2).advance(log_probs("x" + "_" * 30, blank=2)) == Endpoint(
-        num_frames=31, rule=2, trailing_silence=30
-    )
+    endpoint = Endpointer(EndpointConfig(), FRAME_S, blank=2).advance(log_probs("x" + "_" * 30, blank=2))
+    assert endpoint == Endpoint(num_frames=31, rule=2, trailing_silence=30)
     rule = EndpointConfig(rule1=EndpointRule(min_trailing_silence=FRAME_S), rule2=None, rule3=None)
     for probability, fires in ((0.799, False), (0.801, True)):
         frame = np.log(np.array([[probability, 1 - probability]], np.float32))
@@ -57,6 +56,8 @@ def test_a_silent_frame_is_more_than_four_fifths_blank_whatever_token_that_is():
 
 
 def test_rules_can_be_switched_off_and_a_turn_is_asked_about_once_in_each_silence():
+    with pytest.raises(ValueError, match=r"min_trailing_silence|min_utterance_length"):
+        EndpointRule(must_contain_nonsilence=True)
     off = EndpointConfig(rule1=None, rule2=None, rule3=None)
     assert off.min_pause is None
     assert EndpointConfig().min_pause == 0.5
@@ -67,18 +68,16 @@ def test_rules_can_be_switched_off_and_a_turn_is_asked_about_once_in_each_silenc
     only3 = EndpointConfig(rule1=None, rule2=None, rule3=EndpointRule(min_utterance_length=2, min_trailing_silence=0.2))
     endpoint = Endpointer(only3, FRAME_S).advance(log_probs("x" * 70 + "_" * 9))
     assert endpoint == Endpoint(num_frames=75, rule=3, trailing_silence=5)
-    asked = []
-    endpointer = Endpointer(EndpointConfig(turn=0.1), FRAME_S, fusion=saying(0, 0.05))
-    pattern = "x" + "_" * 20 + "x_x" + "_" * 44
-    assert endpointer.advance(log_probs(pattern), lambda num: asked.append(num) or heard(0.0)) is None
+    asked, endpointer = [], Endpointer(EndpointConfig(turn=0.1), FRAME_S, fusion=saying(0, 0.05))
+    frames = log_probs("x" + "_" * 20 + "x_x" + "_" * 44)
+    assert endpointer.advance(frames, lambda num: asked.append(num) or heard(0.0)) is None
     assert asked == [16, 39]
 
 
 def saying(*ends):
     """Make a language model with a given end probability for each number of tokens."""
-    return SimpleNamespace(
-        ngrams=SimpleNamespace(end=None if None in ends else 1), end_probability=lambda tokens: ends[len(tokens)]
-    )
+    ngrams = SimpleNamespace(end=None if None in ends else 1)
+    return SimpleNamespace(ngrams=ngrams, end_probability=lambda tokens: ends[len(tokens)])
 
 
 def heard(*scores):
@@ -105,12 +104,6 @@ def test_the_end_of_a_turn_is_early_where_a_sentence_ends_and_late_where_it_does
     assert asked == ([] if None in ends else [16])
 
 
-@pytest.mark.parametrize("arguments", [{}, {"must_contain_nonsilence": True}])
-def test_rules_that_cannot_be(arguments):
-    with pytest.raises(ValueError, match=r"min_trailing_silence|min_utterance_length"):
-        EndpointRule(**arguments)
-
-
 @pytest.mark.slow
 @settings(max_examples=20)
 @given(data=st.data())
@@ -119,23 +112,21 @@ def test_full_context_does_not_depend_on_when_the_end_is_known(data):
     words = data.draw(st.lists(st.sampled_from("ABCD"), min_size=12, max_size=12))
     pauses = data.draw(st.lists(st.sampled_from([0.0, 0.05, 0.3]), min_size=12, max_size=12))
     window = 32_720  # samples of 50 encoder frames
-    num_samples = window + data.draw(st.sampled_from([-1, 0, 300, 639, 640, 20_000]))
-    samples = say(words, pauses)[0][:num_samples]
+    samples = say(words, pauses)[0][: window + data.draw(st.sampled_from([-1, 0, 300, 639, 640, 20_000]))]
     portion = data.draw(st.sampled_from([1600, 7000, 16_000]))
     toy, found = toy_recognizer(), []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("u2moe.runtime.decoding.stream_state.LONGEST_WINDOW_S", 2.0)
-        for portions in ([samples], np.split(samples, range(portion, len(samples), portion))):
+        for size in (len(samples), portion):
             stream = toy.create_recording_stream(DecodingOptions(endpoint=RULES))
-            for block in portions:
-                stream.accept_waveform(RATE, block)
-                if len(portions) > 1:
+            for place in range(0, len(samples), size):
+                if place:
                     toy.decode_streams([stream])
+                stream.accept_waveform(RATE, samples[place : place + size])
             stream.input_finished()
             toy.decode_streams([stream])
             found.append(stream.take_segments())
-    assert found[0] == found[1]
-    assert found[0]
+    assert found[0] == found[1] != []
 
 
 @pytest.mark.slow
@@ -151,21 +142,18 @@ def test_every_word_of_a_recording_is_found_once(options, data):
     assert transcript.text.split() == words
     check_segments(transcript.segments, transcript.duration)
     found = [word for segment in transcript.segments for word in segment.words]
+    peaks = [time for segment in transcript.segments for time in segment.times]
     assert [word.word for word in found] == words
-    tones = [(start, start + 0.3) for start in starts]
-    for word, (start, end) in zip(found, tones, strict=True):
-        assert word.start <= end
+    for word, peak, start in zip(found, peaks, starts, strict=True):
+        assert word.start <= start + 0.3
         assert word.end >= start  # the word's time overlaps its tone
         assert 0.9 < word.confidence <= 1
-    peaks = [time for segment in transcript.segments for time in segment.times]
-    assert all(start - 0.1 <= peak <= end + 0.1 for peak, (start, end) in zip(peaks, tones, strict=True))
+        assert start - 0.1 <= peak <= start + 0.4
 
 
 def test_segments_end_where_speakers_pause_and_long_utterances_between_words(toy):
-    samples, starts = say("ABCDA", [0.3, 0.3, 1.5, 0.3, 3.0])
-    segments = feed(toy, samples)
-    assert [segment.text for segment in segments] == ["A B", "C D", "A"]
-    assert [segment.times[0] for segment in segments] == pytest.approx([starts[0], starts[2], starts[4]], abs=0.3)
+    samples, _ = say("ABCDA", [0.3, 0.3, 1.5, 0.3, 3.0])
+    assert [segment.text for segment in feed(toy, samples)] == ["A B", "C D", "A"]
     # Only the third rule can fire: after 6 s, within a tone.
     samples, starts = say("ABCD" * 8, [0.35] + [0.1] * 31, tone_s=0.5)
     assert any(start + 0.2 < 6.0 < start + 0.3 for start in starts)
@@ -197,12 +185,9 @@ def test_minutes_in_flat_memory(toy):
 
 def test_the_frames_of_endpoints_do_not_depend_on_chunks(toy):
     samples, _ = say("ABCDABCDAB", [0.3, 0.3, 1.5, 0.3, 3.0, 0.1, 0.1, 0.1, 0.1, 2.0])
-    ends = set()
-    for chunk_size in (1, 3, 16, 40):
-        found = feed(toy, samples, options=dataclasses.replace(CHUNKED, chunk_size=chunk_size))
-        ends.add(tuple((segment.text, segment.start, segment.end) for segment in found))
-    assert len(ends) == 1
-    assert len(found) > 3
+    found = [feed(toy, samples, options=dataclasses.replace(CHUNKED, chunk_size=size)) for size in (1, 3, 16, 40)]
+    assert len({tuple((each.text, each.start, each.end) for each in segments) for segments in found}) == 1
+    assert len(found[0]) > 3
 
 
 def test_hotwords_of_streams_and_recognisers(toy):
