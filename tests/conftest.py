@@ -61,7 +61,6 @@ def pytest_collection_finish():
 
 
 GOLDEN = Path(__file__).parent / "golden"
-CHECKPOINTS = ("moe_tiny", "dense_tiny")
 
 
 class GoldenArrays(dict):
@@ -96,19 +95,14 @@ def golden_features():
         return {name: arrays[name].astype(np.float32) for name in arrays}
 
 
-@functools.cache
-def golden_of(name):
-    return Golden(name)
-
-
 @pytest.fixture(scope="session")
 def utterances():
     return golden_features()
 
 
-@pytest.fixture(params=CHECKPOINTS, scope="session")
+@pytest.fixture(params=["moe_tiny", "dense_tiny"], scope="session")
 def golden(request):
-    return golden_of(request.param)
+    return Golden(request.param)
 
 
 def write_bundle(directory, target, **model):
@@ -134,7 +128,7 @@ def golden_checkpoint(tmp_path_factory):
     """Return a function from the name of a golden network to the folder of its checkpoint, made once per session."""
     from wenet_directories import write_golden  # noqa: PLC0415 - as in `write_bundle`
 
-    return functools.cache(lambda name: write_golden(name, tmp_path_factory.mktemp(name) / name))
+    return functools.cache(lambda name: write_golden(name, tmp_path_factory.mktemp(name) / "checkpoint"))
 
 
 @pytest.fixture(scope="session")
@@ -155,14 +149,9 @@ def bundle(exported):
 
 
 @pytest.fixture(scope="session")
-def small_bundle(tmp_path_factory):
+def small_bundle(exported):
     """Return a bundle with fewer layers and experts than moe_tiny, for tests that quantize or measure many layers."""
-    from u2moe.export.random_checkpoint import random_config, write_random_checkpoint  # noqa: PLC0415 - as above
-
-    folder, encoder = tmp_path_factory.mktemp("small"), {"mlp_type": "moe", "n_expert": 4}
-    config = random_config(encoder_conf=encoder, decoder_conf={"num_blocks": 1, "r_num_blocks": 1})
-    write_random_checkpoint(folder / "checkpoint", config, seed=2)
-    return Bundle.open(write_bundle(folder / "checkpoint", folder / "bundle"))
+    return Bundle.open(exported("small"))
 
 
 OTHER_NETWORKS = ("mfcc", "branchformer", "e_branchformer_moe", "squeezeformer", "efficient_conformer_stream")
@@ -268,18 +257,6 @@ def undisturbed(corpus, tmp_path_factory):
     output = tmp_path_factory.mktemp("undisturbed")
     run_corpus(corpus, output, ToyChoice(), CorpusOptions(block_size=4, num_workers=2))
     return output
-
-
-@pytest.fixture(scope="session")
-def fits_16_bits():
-    """Return a check that rows 2k and 2k + 1 of an int8 weight, times any uint8, have sums that fit into 16 bits."""
-
-    def fits(integers):
-        pairs = np.pad(integers.astype(int), ((0, len(integers) % 2), (0, 0))).reshape(-1, 2, integers.shape[1])
-        highest, lowest = (255 * side(pairs, 0).sum(axis=1) for side in (np.maximum, np.minimum))
-        return highest.max() <= 32767 and lowest.min() >= -32768
-
-    return fits
 
 
 @pytest.fixture(scope="session")

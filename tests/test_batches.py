@@ -51,15 +51,6 @@ def check_all(found, expected):
         check_equal(own, other)
 
 
-@pytest.mark.parametrize("num_left_chunks", [2, 0, -1])
-def test_a_batch_gives_what_one_by_one_gives(recognizer, sound, num_left_chunks):
-    """Loud and quiet streams, which would reveal shared scales of activations."""
-    options = dataclasses.replace(TINY, num_left_chunks=num_left_chunks)
-    sounds = [np.roll(sound, 5000 * i)[: 30_000 + 4567 * i] * (0.2 + 0.2 * i) for i in range(5)]
-    alone = [feed(recognizer, samples, options=options) for samples in sounds]
-    check_all(feed_together(recognizer, sounds, [options] * 5), alone)
-
-
 def test_recordings_of_like_length_share_a_call_with_full_context(recognizer, sound, monkeypatch):
     encoder, calls = recognizer.model.encoder, []
     step = encoder.step
@@ -79,13 +70,16 @@ def test_recordings_of_like_length_share_a_call_with_full_context(recognizer, so
     check_all([stream.take_segments() for stream in streams], alone)
 
 
-@settings(max_examples=3)
+@pytest.mark.parametrize("num_left_chunks", [2, 0, -1])
+@settings(max_examples=2)
 @given(st.data())
-def test_batches_may_change_from_chunk_to_chunk(recognizer, sound, data):
-    """Streams start, end, pause and change places: caches must stay with their stream."""
-    sounds = [np.roll(sound, 5000 * i)[: 30_000 + 4567 * i] for i in range(5)]
-    alone = [feed(recognizer, samples, options=TINY) for samples in sounds]
-    streams = [recognizer.create_stream(TINY) for _ in sounds]
+def test_batches_may_change_from_chunk_to_chunk(recognizer, sound, num_left_chunks, data):
+    """Streams start, end, pause and change places: caches must stay with their stream. Their loudness differs, which
+    would reveal shared scales of activations."""
+    options = dataclasses.replace(TINY, num_left_chunks=num_left_chunks)
+    sounds = [np.roll(sound, 5000 * i)[: 30_000 + 4567 * i] * (0.2 + 0.2 * i) for i in range(5)]
+    alone = [feed(recognizer, samples, options=options) for samples in sounds]
+    streams = [recognizer.create_stream(options) for _ in sounds]
     segments = [[] for _ in sounds]
     parts = [list(np.array_split(samples, 5)) for samples in sounds]
     while any(parts):

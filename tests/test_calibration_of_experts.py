@@ -25,6 +25,13 @@ from u2moe.runtime.graph.file import group_of
 MATRICES = arrays(np.float32, st.tuples(st.integers(1, 70), st.integers(1, 9)), elements=st.floats(-100, 100, width=32))
 
 
+def fits_16_bits(integers):
+    """Return whether rows 2k and 2k + 1 of an int8 weight, times any uint8, have sums that fit into 16 bits."""
+    pairs = np.pad(integers.astype(int), ((0, len(integers) % 2), (0, 0))).reshape(-1, 2, integers.shape[1])
+    highest, lowest = (255 * side(pairs, 0).sum(axis=1) for side in (np.maximum, np.minimum))
+    return highest.max() <= 32767 and lowest.min() >= -32768
+
+
 def test_int8_weights_have_all_levels_and_int4_is_better_than_a_float_for_every_block():
     integers, _ = int8_columns(np.array([[1, 0.5, 1], [-1, 0.25, 1], [0.5, -0.125, 1]], np.float32))
     np.testing.assert_array_equal(integers, [[127, 85, 64], [-127, 42, 64], [64, -21, 64]])
@@ -36,7 +43,7 @@ def test_int8_weights_have_all_levels_and_int4_is_better_than_a_float_for_every_
 
 
 @given(MATRICES)
-def test_int8_rows_have_a_scale_each_and_room_in_pairs(fits_16_bits, weight):
+def test_int8_rows_have_a_scale_each_and_room_in_pairs(weight):
     integers, scale = int8_rows(weight)
     assert scale.shape == (len(weight), 1)
     assert (np.abs(integers * scale - weight) <= scale * 0.501).all()
@@ -65,7 +72,7 @@ def test_int4_is_at_least_as_good_as_plain_rounding(weight, block_size):
 
 
 @pytest.mark.slow
-def test_every_weight_of_the_demo_model_leaves_room_in_pairs(fits_16_bits):
+def test_every_weight_of_the_demo_model_leaves_room_in_pairs():
     counts, weights = Bundle.open(DEMO_FOLDER).manifest.quantization["num_weights"], {}
     for file in DEMO_FOLDER.glob("*.onnx"):
         for name, value in ir.load(file).graph.initializers.items():
@@ -90,7 +97,7 @@ def inputs_of(inputs, others=None):
 
 
 @pytest.mark.parametrize("made", MADE, ids=str)
-def test_compensated_rounding_changes_outputs_less(made, fits_16_bits):
+def test_compensated_rounding_changes_outputs_less(made):
     """80 rows are not a multiple of 32 or 64. Pairs of rows in int8 still fit in 16 bits. Without correlation, the
     result is the same as without recordings."""
     moments = (CORRELATED.T @ CORRELATED).astype(np.float64)
@@ -164,23 +171,8 @@ def recordings(tmp_path_factory):
     return sorted(write_noise(tmp_path_factory.mktemp("recordings"), 6, 64_000).iterdir())
 
 
-def encoder_weights(bundle):
-    weights = ir.load(bundle.path / "encoder.onnx").graph.initializers
-    return {name: value.const_value.numpy() for name, value in weights.items() if value.const_value is not None}
-
-
-@pytest.fixture
-def rounded(small_bundle, tmp_path):
-    def make(files):
-        activations = recorded(small_bundle, features_of(small_bundle, files), tmp_path)
-        smoothed = rewritten_bundle(small_bundle, tmp_path / "smoothed", lambda models: smooth(models, activations))
-        return quantize_bundle(smoothed.path, tmp_path / "rounded", recipe("int4-experts"))[0]
-
-    return make
-
-
 @pytest.mark.slow
-def test_calibrated_experts_are_nearer_to_float32(small_bundle, recordings, rounded, tmp_path):
+def test_calibrated_experts_are_nearer_to_float32(small_bundle, recordings, tmp_path):
     """Errors are smaller than without calibration, on other sounds of that kind."""
     made = []
     for chosen in (recipe("int4-experts"), recipe("int4-experts", calibration=recordings)):
@@ -191,9 +183,6 @@ def test_calibrated_experts_are_nearer_to_float32(small_bundle, recordings, roun
     models = [item.load() for item in (small_bundle, *made)]
     expected, plain, found = (model.ctc(model.encode(frames)) for model in models)
     assert relative_error(expected, found) < 0.9 * relative_error(expected, plain)  # 0.81 with torch 2.15
-    before, after = (encoder_weights(item) for item in (rounded(recordings), made[1]))
-    changed = {name for name in after if name not in before or not np.array_equal(before[name], after[name])}
-    assert {name.rpartition(".")[2] for name in changed} == {"int4", "int8", "steps", "half", "calibrated"}
 
 
 @pytest.mark.slow
@@ -210,15 +199,19 @@ def test_manifest_and_report_say_what_was_calibrated(small_bundle, recordings, t
 
 
 @pytest.mark.slow
-def test_experts_without_enough_tokens_are_rounded_as_without_any(small_bundle, rounded, tmp_path):
+def test_experts_without_enough_tokens_are_smoothed_and_rounded_alone(small_bundle, tmp_path):
     """A third of a second gives no expert as many tokens as it has inputs."""
-    soundfile.write(tmp_path / "short.wav", np.random.default_rng(0).normal(size=5000) * 0.1, 16_000)
-    short = recipe("int4-experts", calibration=[tmp_path / "short.wav"])
-    out, _ = quantize_bundle(small_bundle.path, tmp_path / "out", short)
+    file = tmp_path / "short.wav"
+    soundfile.write(file, np.random.default_rng(0).normal(size=5000) * 0.1, 16_000)
+    out, _ = quantize_bundle(small_bundle.path, tmp_path / "out", recipe("int4-experts", calibration=[file]))
     assert out.manifest.quantization["calibration"]["compensated_products"] == 0
-    plain, found = (encoder_weights(item) for item in (rounded([tmp_path / "short.wav"]), out))
+    activations = recorded(small_bundle, features_of(small_bundle, [file]), tmp_path)
+    smoothed = rewritten_bundle(small_bundle, tmp_path / "smoothed", lambda models: smooth(models, activations))
+    rounded, _ = quantize_bundle(smoothed.path, tmp_path / "rounded", recipe("int4-experts"))
+    plain, found = (ir.load(item.path / "encoder.onnx").graph.initializers for item in (rounded, out))
     assert plain.keys() == found.keys()
-    assert all(np.array_equal(plain[name], found[name]) for name in plain)
+    for name in [name for name, value in plain.items() if value.const_value is not None]:
+        np.testing.assert_array_equal(*(each[name].const_value.numpy() for each in (plain, found)), err_msg=name)
 
 
 @pytest.mark.slow
@@ -246,12 +239,13 @@ def test_calibration_without_speech_is_an_error(bundle, recordings, tmp_path, mo
 @pytest.mark.slow
 def test_command_takes_files_folders_and_lists(small_bundle, recordings, tmp_path, capsys):
     (tmp_path / "list.tsv").write_text(f"{recordings[0]}\tone\n", encoding="utf-8")
-    paths = [str(tmp_path / "list.tsv"), str(recordings[1]), str(recordings[0].parent)]
+    folder = write_noise(tmp_path / "folder", 2, 16_000)
+    paths = [str(tmp_path / "list.tsv"), str(recordings[1]), str(folder)]
     arguments = ["quantize", str(small_bundle.path), str(tmp_path / "out"), "--no-report", "--calibrate", *paths]
     assert main([*arguments, "--recipe", "int4-experts", "--accept-damage"]) == 0
     assert "recognising recordings: #" in capsys.readouterr().err
     assert {file.name for file in (tmp_path / "out").iterdir()} == {file.name for file in small_bundle.path.iterdir()}
     found = Bundle.open(tmp_path / "out").manifest.quantization["calibration"]
-    assert found["seconds"] == pytest.approx(8 * 4, abs=0.5)
+    assert found["seconds"] == pytest.approx(4 + 4 + 2, abs=0.5)
     assert main([*arguments, "--overwrite", "--recipe", "fp16"]) == 1
     assert "calibration applies only to weights in int8 and int4" in capsys.readouterr().err

@@ -5,7 +5,6 @@ import json
 import os
 import re
 from dataclasses import replace
-from types import SimpleNamespace
 from unittest.mock import Mock
 from xml.etree import ElementTree as ET
 
@@ -15,7 +14,7 @@ import pytest
 from corpora import write_noise
 
 from u2moe.quantize import Goal, comparison, damage, inspect_bundle, quantize_bundle, quantizer, recipe
-from u2moe.quantize.comparison import Difference, compare, share_of
+from u2moe.quantize.comparison import Difference
 from u2moe.quantize.damage import Damage, DamageMeter, LayerDamage, describe_damage
 from u2moe.quantize.inspection import describe
 from u2moe.quantize.observed import SwitchedGraph, SwitchedSession
@@ -29,7 +28,6 @@ from u2moe.runtime import AudioError, Bundle, QuantizationError, ctc_greedy_sear
 from u2moe.runtime.cli import main
 from u2moe.runtime.corpus.lists import Recording
 from u2moe.runtime.model.encoder import Encoder
-from u2moe.runtime.model.model import TokenScores
 from u2moe.runtime.text.word_errors import edit_distance
 
 pytestmark = pytest.mark.slow
@@ -213,29 +211,25 @@ def test_layers_beyond_smoothing_stay_in_16_bits(small_bundle, many, features, t
     assert front[0]["divergence"] == max(point["divergence"] for point in front)
     sizes = {f"{point['bytes'] / 1e6:.2f} MB" for point in front}
     assert all(f"{size} " in describe_report(report) for size in sizes)
-    drawn = list(ET.fromstring((made.path / "front.svg").read_text(encoding="utf-8")).iter())
-    texts = {"written and compared", "estimated from the divergence", "limit", "15.00%", *sizes}
-    assert texts <= {item.text for item in drawn}
-    assert sum(item.tag.endswith("rect") for item in drawn) == len(front) + 1 + 3 + 1  # limit, legend, background
+    drawn = {item.text for item in ET.fromstring((made.path / "front.svg").read_text(encoding="utf-8")).iter()}
+    assert drawn >= {"written and compared", "estimated from the divergence", "limit", "15.00%", *sizes}
     shown = describe(inspect_bundle(made.path))
     assert f"  fp16: {', '.join(exceptions)}" in shown
     assert "  max damage: 15 %\n" in shown
 
 
-def test_a_limit_on_size_gives_the_layers_that_hurt_more_bytes(exported, quantized, recordings, tmp_path, monkeypatch):
+def test_a_limit_on_size_gives_layers_that_hurt_more_bytes(bundle, quantized, recordings, tmp_path, monkeypatch):
     """Starting with 4 bits, in wider blocks if the bundle is too large."""
     size = sum(file.stat().st_size for file in quantized("int4").path.iterdir())
     monkeypatch.setattr("u2moe.quantize.run.BLOCK_SIZES", (32,))
     larger, goal = replace(recipe("int4", calibration=recordings[:1]), block_size=16), Goal(max_bytes=size + 34_000)
-    made, _ = quantize_bundle(exported("moe_tiny"), tmp_path / "out", larger, goal=goal)
+    made, _ = quantize_bundle(bundle.path, tmp_path / "out", larger, goal=goal)
     assert made.manifest.quantization["block_size"] == 32
     assert size < sum(file.stat().st_size for file in made.path.iterdir()) <= goal.max_bytes
     assert {"int8"} <= set(made.manifest.quantization["exceptions"].values()) <= {"int8", "fp16"}
 
 
-def test_a_limit_on_time_gives_the_layers_that_hurt_as_much_of_it(
-    small_bundle, recordings, tmp_path, monkeypatch, capsys
-):
+def test_a_limit_on_time_gives_the_layers_that_hurt_more(small_bundle, recordings, tmp_path, monkeypatch, capsys):
     """Here a network with int8 experts takes half of the time."""
     shares, measure = {}, DamageMeter.share
 
@@ -263,7 +257,7 @@ def test_a_limit_on_time_gives_the_layers_that_hurt_as_much_of_it(
 def test_measurements_are_kept_for_the_next_run(small_bundle, version, many, features, tmp_path, monkeypatch):
     """They are kept until the bundle is written; measurements of other recordings are not used."""
     out, journal = tmp_path / "out", tmp_path / "out.damage.jsonl"
-    calibrated, goal = recipe("int8-experts", calibration=many), Goal(max_damage=0.9, resume=True)
+    calibrated, goal = recipe("int8-experts", calibration=many[:8]), Goal(max_damage=0.9, resume=True)
     measure, asked = DamageMeter._nats, []
 
     def counted(meter, *others):
@@ -301,65 +295,6 @@ def test_layers_get_better_formats_until_words_are_right(small_bundle, recording
     with pytest.raises(QuantizationError, match="rose"):
         quantize_bundle(small_bundle.path, tmp_path / "none", calibrated, recordings=said, goal=goal)
     assert not (tmp_path / "none").exists()
-
-
-def scripted(manifest, best, preferred):
-    """Return a model with scripted results for features [1, 1], by their number: n-best and the decoders' scores."""
-
-    def ctc(output):
-        """Return two frames in which the best token has 60 % and the next 39 %."""
-        token, probabilities = best[int(output[0, 0])], np.full((2, manifest.model.vocab_size), 1e-30)
-        probabilities[0, [token, token + 1]], probabilities[1, 0] = (0.6, 0.4), 1
-        return np.log(probabilities).astype(np.float32)
-
-    def token_scores(output, hypotheses):
-        likes = [-1.0 if tokens == [preferred[int(output[0, 0])]] else -9.0 for tokens in hypotheses]
-        scores = np.tile(np.array(likes, np.float32)[:, np.newaxis], (1, max(map(len, hypotheses)) + 1))
-        return TokenScores(left=scores, right=scores, next=np.zeros((len(hypotheses), 1), np.float32))
-
-    outputs = {"encode": lambda frames: frames, "ctc": ctc, "token_scores": token_scores}
-    return SimpleNamespace(manifest=manifest, has_decoder=True, **outputs)
-
-
-def test_each_model_rescores_its_own_hypotheses(small_bundle):
-    """The second pass of a quantized model cannot choose hypotheses that its first pass does not find."""
-    features = [np.full((1, 1), number, np.float32) for number in range(3)]
-    first = scripted(small_bundle.manifest, [5, 5, 5], [5, 5, 5])
-    found = compare(first, scripted(small_bundle.manifest, [5, 8, 5], [5, 5, 6]), features)
-    assert found.edits.tolist() == [[0, 0], [1, 1], [0, 1]]
-    assert found.tokens.tolist() == [[1, 1]] * 3
-    assert found.divergences[0] == 0
-    assert found.divergences[1] > found.divergences[2] > 1  # both passes, and only the second
-    assert found.data()["changed_texts"] == 2
-    assert set(found.passes()) == {"greedy", "second_pass"}
-
-
-def spread(edits, tokens, **settings):
-    return share_of(np.array(edits, float), np.array(tokens, float), **settings)
-
-
-@pytest.mark.parametrize(
-    ("count", "low", "high"), [(0, 0, 3.689), (1, 0.0253, 5.572), (10, 4.795, 18.39), (100, 81.36, 121.6)]
-)
-def test_intervals_are_those_of_poisson(count, low, high):
-    """Garwood's exact limits, to 1 % of the edits or 0.03. One edit in each recording is not clustered."""
-    found = spread([1] * count + [0] * (400 - count), [5] * 400)
-    assert found.value == pytest.approx(count / 2000)
-    assert 2000 * found.low == pytest.approx(low, rel=0.01, abs=0.03)
-    assert 2000 * found.high == pytest.approx(high, rel=0.01)
-    assert spread([1], [5], doubt=0.02).high > spread([1], [5]).high
-
-
-def test_intervals_hold_for_edits_that_come_together():
-    """Edits occur in a tenth of the recordings, five on average. In about 2.5 % of cases the upper limit is below the
-    truth."""
-    random, above, naive = np.random.default_rng(0), 0, 0
-    for _ in range(400):
-        edits = random.binomial(1, 0.1, 80) * (1 + random.poisson(4, 80))
-        above += spread(edits, [20] * 80).high < 0.1 * 5 / 20
-        naive += spread([edits.sum()], [1600]).high < 0.1 * 5 / 20
-    assert above <= 0.05 * 400 < naive
-    assert spread([3, 0], [9, 9], times=50).high < spread([3, 0], [9, 9]).high
 
 
 def test_folders_of_killed_processes_are_removed(tmp_path):
@@ -428,34 +363,24 @@ def test_a_limit_holds_if_the_end_of_its_interval_does(small_bundle, many, tmp_p
     assert search._audio_needed(replace(few, edits=np.ones((10, 1))), 0.05) == "more recordings would not change that"
 
 
-@pytest.fixture
-def ladder():
-    """Steps by gain per byte: c to int8, a to int8, b to float32, a to float32."""
+def test_a_budget_buys_the_best_steps_in_the_order_of_their_gain_for_each_byte():
+    """A second step never comes without the first; steps that save time come first. Also the fewest that are enough."""
     alone = {"a": [0, 1.0, 5.0], "b": [0, 0.5, 0.5], "c": [0, 0.0, 9.0]}
     layers = [
         LayerDamage(layer=layer, bytes=[800, 200, 100], alone=own, errors=own, group="", outliers={})
         for layer, own in alone.items()
     ]
-    return Ladder(Damage(frames=1, divergence=0.0, layers=layers))
-
-
-def test_a_budget_buys_the_best_steps_in_the_order_of_their_gain_for_each_byte(ladder):
+    ladder = Ladder(Damage(frames=1, divergence=0.0, layers=layers))
     assert [(step.layer, step.level) for step in ladder.steps] == [("c", 1), ("a", 1), ("a", 0), ("b", 0), ("c", 0)]
     assert ladder.levels([]) == {"a": 2, "b": 2, "c": 2}
     assert ladder.levels(ladder.steps) == {"a": 0, "b": 0, "c": 0}
-    # A second step never comes without the first; steps that save time come first
     found = ladder.most(lambda step: [step.bytes], [250])
     assert [(step.layer, step.level) for step in found] == [("c", 1), ("a", 1)]
     assert ladder.most(lambda step: [step.bytes], [-1]) is None
     found = ladder.most(lambda step: [step.bytes, -1 if step.layer == "b" else 1], [5000, -1])
     assert [step.layer for step in found] == ["b"]
-
-
-@pytest.mark.parametrize(("enough", "expected"), [
-    ({}, []), ({"c": 1}, ["c1"]), ({"a": 1}, ["a1", "c1"]), ({"a": 0}, ["a0", "c1"]), ({"b": 0}, ["a0", "b0", "c1"]),
-])  # fmt: skip
-def test_the_fewest_steps_are_chosen(ladder, enough, expected):
-    """In their order."""
-    found = ladder.fewest(lambda levels: all(levels[layer] <= level for layer, level in enough.items()))
-    assert sorted(f"{layer}{level}" for layer, level in ladder.levels(found).items() if level < 2) == expected
+    for most, bought in (({}, ""), ({"c": 1}, "c1"), ({"a": 1}, "a1 c1"), ({"a": 0}, "a0 c1"), ({"b": 0}, "a0 b0 c1")):
+        found = ladder.fewest(lambda levels, most=most: all(levels[layer] <= level for layer, level in most.items()))
+        chosen = sorted(f"{layer}{level}" for layer, level in ladder.levels(found).items() if level < 2)
+        assert " ".join(chosen) == bought
     assert ladder.fewest(lambda _: False) == ladder.steps

@@ -22,7 +22,7 @@ from u2moe.export.parity import Parity
 from u2moe.export.proofs import settings
 from u2moe.export.training_config import parse_training_config
 from u2moe.quantize import inspect_bundle
-from u2moe.runtime import Bundle, BundleError, CheckpointError, ParityError
+from u2moe.runtime import Bundle, BundleError, ParityError
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.cli import main
 from u2moe.runtime.graph.dispatch import mixture_of
@@ -60,9 +60,10 @@ COMBINED = {
     "non_blank_memory_one_decoder", "shaw_linear", "kernel_31", "convolution_factor_3", "transformer_moe", "post_norm",
     "moe_gqa_rms_norm", "relu", "linear", "conformer", "transformer", "not_causal", "batch_norm", "gqa", "head_dim",
     "gated", "moe", "one_decoder", "old_layout", "shaw", "stack_n_frames", "dual_conformer", "dual_transformer",
-    "rope_not_causal", "no_cmvn", "e_branchformer_not_causal",
+    "rope_not_causal", "no_cmvn", "e_branchformer_not_causal", "moe_all", "moe_one_expert", "moe_top_1", "blank_last",
+    "tied_embedding", "convolution_factor_4",
 }  # fmt: skip
-"""Networks of usual sizes; EACH_SETTING has their settings."""
+"""Networks of usual sizes; EACH_SETTING has their settings, test_experts their mixtures."""
 EACH_SETTING = {f"pair_{number}" for number in (1, 3, 4, 5, 9, 12, 15, 17, 28, 38, 42, 52, 56, 73)}
 """Pairs that together contain each setting once."""
 
@@ -118,17 +119,8 @@ def test_positions_have_no_end(moe_export, moe_checkpoint, offset):
     np.testing.assert_allclose(output, expected.numpy(), atol=LIMIT)
 
 
-def test_large_weights_are_saved_beside_the_graph(small_bundle, monkeypatch, tmp_path):
-    monkeypatch.setattr("u2moe.runtime.graph.file.EXTERNAL_DATA_LIMIT", 30_000)
-    bundle, _ = export_bundle(small_bundle.path.parent / "checkpoint", tmp_path / "bundle")
-    graphs = ("encoder.onnx", "decoder.onnx", "features.onnx")
-    assert set(bundle.manifest.files) == {*small_bundle.manifest.files, *(f"{graph}.data" for graph in graphs)}
-    features = np.random.default_rng(2).normal(8, 2, (100, 80)).astype(np.float32)
-    np.testing.assert_array_equal(bundle.load().encode(features), small_bundle.load().encode(features))
-
-
-def test_routers_that_cannot_choose_are_named_and_each_setting_is_compared(small_bundle):
-    network, folder = Checkpoint.open(small_bundle.path.parent / "checkpoint").network(), small_bundle.path
+def test_routers_that_cannot_choose_are_named_and_each_setting_is_compared(small_bundle, golden_checkpoint):
+    network, folder = Checkpoint.open(golden_checkpoint("small")).network(), small_bundle.path
     gate = network.get_submodule("encoder.encoders.0.feed_forward.gate")
     gate.weight = torch.nn.Parameter(torch.zeros_like(gate.weight), requires_grad=False)
     with pytest.raises(ParityError, match="a router has near ties between experts for all 8 inputs"):
@@ -169,12 +161,12 @@ def test_rounding_is_told_from_a_difference(golden_checkpoint, export_quickly, m
         compare().run()
 
 
-def test_a_failed_export_leaves_nothing(small_bundle, monkeypatch, tmp_path):
+def test_a_failed_export_leaves_nothing(golden_checkpoint, monkeypatch, tmp_path):
     def shifted(network, manifest):
         for model in build_graphs(network, manifest):
             yield more_likely(model, 1) if model.graph.name == "ctc" else model
 
-    checkpoint = small_bundle.path.parent / "checkpoint"
+    checkpoint = golden_checkpoint("small")
     monkeypatch.setattr(exporter, "build_graphs", shifted)
     with pytest.raises(ParityError, match="log_probs") as error:
         export_bundle(checkpoint, tmp_path / "new" / "folders" / "bundle")
@@ -184,15 +176,14 @@ def test_a_failed_export_leaves_nothing(small_bundle, monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_validate_compares_with_the_right_checkpoint(small_bundle, tmp_path):
-    folder = shutil.copytree(small_bundle.path.parent / "checkpoint", tmp_path / "checkpoint")
-    assert validate_bundle(small_bundle.path, folder).comparisons
+def test_validate_compares_with_the_right_checkpoint(small_bundle, golden_checkpoint, tmp_path):
+    folder = shutil.copytree(golden_checkpoint("small"), tmp_path / "checkpoint")
     state = torch.load(folder / "final.pt", weights_only=True)
     torch.save(state | {"ctc.ctc_lo.bias": state["ctc.ctc_lo.bias"] + torch.linspace(0, 1, 60)}, folder / "final.pt")
     with pytest.raises(ParityError):
         validate_bundle(small_bundle.path, folder)
     with pytest.raises(BundleError, match=r"model\.streaming is True, but the checkpoint has False"):
-        validate_bundle(small_bundle.path, write_configuration("not_causal", tmp_path / "offline"))
+        validate_bundle(small_bundle.path, golden_checkpoint("not_causal"))
 
 
 def test_export_and_inspection_say_what_the_checkpoint_holds(moe_export, moe_checkpoint):
@@ -212,46 +203,34 @@ def test_export_and_inspection_say_what_the_checkpoint_holds(moe_export, moe_che
     assert bundle.manifest.producer.startswith("u2moe ")
 
 
-def test_commands(small_bundle, tmp_path, capsys):
-    out, checkpoint = str(tmp_path / "bundle"), str(small_bundle.path.parent / "checkpoint")
+def test_commands_and_large_weights_beside_the_graph(small_bundle, golden_checkpoint, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("u2moe.runtime.graph.file.EXTERNAL_DATA_LIMIT", 30_000)
+    out, checkpoint = str(tmp_path / "bundle"), shutil.copytree(golden_checkpoint("small"), tmp_path / "exp")
+    (checkpoint / "final.pt").rename(checkpoint / "avg_30.pt")
+    (checkpoint / "units.txt").rename(tmp_path / "dict.txt")
+    named = [str(checkpoint), "--weights", "avg_30.pt", "--units", str(tmp_path / "dict.txt")]
     for command, message in (
-        (["export", checkpoint, out], "torch and onnxruntime agree in"),
-        (["validate", out, "--checkpoint", checkpoint], "match their sha256"),
+        (["export", *named, out], "torch and onnxruntime agree in"),
+        (["validate", out, "--checkpoint", *named], "match their sha256"),
         (["inspect", out], "feed_forward"),
     ):
         assert main(command) == 0
         assert message in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("function", ["export_bundle", "validate_bundle"])
-def test_commands_name_files(function, small_bundle, monkeypatch, capsys):
-    given, bundle = {}, str(small_bundle.path)
-
-    def stop(*_, **arguments):
-        given.update(arguments)
-        raise CheckpointError("stopped")
-
-    monkeypatch.setattr(f"u2moe.export.exporter.{function}", stop)
-    command = ["export", "exp", "out"] if function == "export_bundle" else ["validate", bundle, "--checkpoint", "exp"]
-    assert main([*command, "--weights", "avg_30.pt", "--units", "dict/units.txt"]) == 1
-    assert capsys.readouterr().err == "u2moe: error: stopped\n"
-    assert (given["weights"], given["units"]) == ("avg_30.pt", "dict/units.txt")
+    bundle, graphs = Bundle.open(out), ("encoder.onnx", "decoder.onnx", "features.onnx")
+    assert set(bundle.manifest.files) == {*small_bundle.manifest.files, *(f"{graph}.data" for graph in graphs)}
+    features = np.random.default_rng(2).normal(8, 2, (100, 80)).astype(np.float32)
+    np.testing.assert_array_equal(bundle.load().encode(features), small_bundle.load().encode(features))
 
 
 def test_where_all_frames_are_blank_the_decoders_see_all(export_quickly, tmp_path):
-    folder = write_configuration("non_blank_memory", tmp_path / "checkpoint")
+    folder, scores = write_configuration("non_blank_memory", tmp_path / "checkpoint"), []
+    state, config = torch.load(folder / "final.pt", weights_only=True), (folder / "train.yaml").read_text("utf-8")
+    state["ctc.ctc_lo.bias"][0] = 1000.0
+    torch.save(state, folder / "final.pt")
     features = np.random.default_rng(3).standard_normal((90, 80)).astype(np.float32) * 3 + 11
-
-    def score(bias, flag, name):
-        state = torch.load(folder / "final.pt", weights_only=True)
-        state["ctc.ctc_lo.bias"][0] = bias
-        torch.save(state, folder / "final.pt")
-        text = (folder / "train.yaml").read_text(encoding="utf-8")
-        text = re.sub("(apply_non_blank_embedding): .*", rf"\1: {flag}", text)
-        (folder / "train.yaml").write_text(text, encoding="utf-8")
-        model = Bundle.open(export_quickly(folder, tmp_path / name)).load()
-        return np.array(model.rescore(model.encode(features), [[5, 9, 3]]))
-
-    everything = score(1000.0, "false", "all")
-    assert np.array_equal(score(1000.0, "true", "blank"), everything)
-    assert np.abs(score(6.0, "true", "some") - everything).min() > 0.1
+    for flag in ("false", "true"):
+        config = re.sub("(apply_non_blank_embedding): .*", rf"\1: {flag}", config)
+        (folder / "train.yaml").write_text(config, encoding="utf-8")
+        model = Bundle.open(export_quickly(folder, tmp_path / flag)).load()
+        scores.append(np.array(model.rescore(model.encode(features), [[5, 9, 3]])))
+    np.testing.assert_array_equal(*scores)

@@ -14,23 +14,6 @@ pytestmark = [
 KNOWN = golden.known()
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        *((name, 4) for name in KNOWN),
-        *(pytest.param((name, None), marks=pytest.mark.endurance) for name in KNOWN),
-    ],
-    ids=str,
-)
-def heard(request, tmp_path_factory, export_quickly):
-    """A bundle, its recordings or the first of them as features, and what WeNet found in them."""
-    name, num = request.param
-    folder, known = tmp_path_factory.mktemp(name), {part: found[:num] for part, found in KNOWN[name].items()}
-    checkpoint = write_configuration(name, folder / "checkpoint", blank_bias=golden.BLANK_BIAS)
-    bundle = Bundle.open(export_quickly(checkpoint, folder / "bundle"))
-    return bundle, [golden.features(number, bundle.manifest.features) for number in known["recordings"]], known
-
-
 def found(model, encoded):
     """As `golden_recordings.known`."""
     hypotheses = ctc_prefix_beam_search(model.ctc(encoded), golden.BEAM_SIZE)
@@ -43,9 +26,13 @@ def found(model, encoded):
     return [tokens, [hypothesis.times for hypothesis in hypotheses], chosen]
 
 
-def test_recordings_whole_and_in_chunks(heard):
-    bundle, recordings, known = heard
-    model = bundle.load()
+@pytest.mark.parametrize("num", [4, pytest.param(None, marks=pytest.mark.endurance)])
+@pytest.mark.parametrize("name", KNOWN)
+def test_recordings_whole_and_in_chunks(name, num, export_quickly, tmp_path):
+    known = {part: results[:num] for part, results in KNOWN[name].items()}
+    checkpoint = write_configuration(name, tmp_path / "checkpoint", blank_bias=golden.BLANK_BIAS)
+    bundle = Bundle.open(export_quickly(checkpoint, tmp_path / "bundle"))
+    model, recordings = bundle.load(), [golden.features(each, bundle.manifest.features) for each in known["recordings"]]
     assert recordings
     assert [found(model, model.encode(features)) for features in recordings] == known["whole"]
     assert ("chunks" in known) == bundle.manifest.model.streaming

@@ -64,7 +64,8 @@ def transcribed(demo, clip):
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_every_option_changes_results_also_as_default_of_a_bundle(demo, clip, transcribed, name):
+def test_every_option_changes_results(demo, clip, transcribed, name, capsys, monkeypatch):
+    """Also as default of a bundle, and as flag."""
     before = DecodingOptions(**BESIDE.get(name, {}))
     expected = transcribed(dataclasses.replace(before, **{name: OTHERS[name]}))
     assert expected != transcribed(before)
@@ -72,6 +73,14 @@ def test_every_option_changes_results_also_as_default_of_a_bundle(demo, clip, tr
         bundle, value = copy.copy(demo.bundle), None if name == "language_model" else OTHERS[name]
         bundle.manifest = with_decoding(bundle.manifest, **{name: value})
         assert Recognizer(bundle, demo.model).transcribe(clip, options=before) == expected
+    if OPTIONS[name].flag:
+        monkeypatch.setattr(Recognizer, "load", lambda *_, **chosen: Recognizer(demo.bundle, demo.model, **chosen))
+        chosen = {**BESIDE.get(name, {}), name: OTHERS[name]}
+        given = {OPTIONS[other].flag: [str(value)] for other, value in chosen.items()}
+        flags = [part for flag, values in given.items() for part in (flag, *VALUES.get(flag, values))]
+        assert cli.main(["transcribe", str(clip), "-f", "json", *flags]) == 0
+        found = {"file": str(clip), **dataclasses.asdict(expected)}
+        assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(found))
 
 
 def test_turn_moves_the_ends_of_utterances_by_a_language_model(demo, clip):
@@ -81,19 +90,6 @@ def test_turn_moves_the_ends_of_utterances_by_a_language_model(demo, clip):
     assert demo.transcribe(clip, options=after) != demo.transcribe(clip, options=before)
     alone = [dataclasses.replace(each, language_model="none") for each in (before, after)]
     assert demo.transcribe(clip, options=alone[0]) == demo.transcribe(clip, options=alone[1])
-
-
-@pytest.mark.parametrize("name", [name for name, declared in OPTIONS.items() if declared.flag])
-def test_a_flag_changes_what_the_command_line_says(demo, clip, name, capsys, monkeypatch):
-    monkeypatch.setattr(Recognizer, "load", lambda *_, **chosen: Recognizer(demo.bundle, demo.model, **chosen))
-
-    def said(*options):
-        assert cli.main(["transcribe", str(clip), "-f", "json", *options]) == 0
-        return json.loads(capsys.readouterr().out)
-
-    flags = [part for other, value in BESIDE.get(name, {}).items() for part in (OPTIONS[other].flag, str(value))]
-    flag = OPTIONS[name].flag
-    assert said(*flags, flag, *VALUES.get(flag, [str(OTHERS[name])])) != said(*flags)
 
 
 @pytest.mark.parametrize("command", ["transcribe", "listen", "corpus", "serve", "lm tune"])

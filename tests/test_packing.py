@@ -11,7 +11,6 @@ import onnx_ir as ir
 import pytest
 import soundfile
 from manifests import edited
-from wenet_directories import write_configuration
 
 from u2moe.benchmarks.bench.plan import Plan, run_suite
 from u2moe.benchmarks.bench.terminal import describe
@@ -25,15 +24,8 @@ from u2moe.runtime.model.native import installed_kernels
 pytest.importorskip("u2moe_kernels", reason="u2moe-kernels is not installed", exc_type=ImportError)
 
 
-@pytest.fixture(scope="module")
-def float32(exported, small_bundle, export_quickly, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("gated")
-    gated = export_quickly(write_configuration("gated", folder / "checkpoint"), folder / "bundle")
-    return lambda name: {"gated": gated, "small": small_bundle.path}.get(name) or exported(name)
-
-
-def outputs(bundle, kernels="native"):
-    model = bundle.load(SessionSettings(kernels=kernels))
+def outputs(bundle):
+    model = bundle.load(SessionSettings(kernels="native"))
     features = np.random.default_rng(0).normal(10, 3, (120, model.config.feature_size)).astype(np.float32)
     encoder_out = model.encode(features)
     scores = model.rescore(encoder_out, [[5, 6], [7]])
@@ -44,15 +36,15 @@ def outputs(bundle, kernels="native"):
 @pytest.mark.parametrize(("checkpoint", "name"), [
     ("small", "int4"),
     ("gated", "int8"),
-    ("gated", "int4"),
+    pytest.param("gated", "int4", marks=pytest.mark.endurance),
     pytest.param("moe_tiny", "int8", marks=pytest.mark.endurance),
     pytest.param("dense_tiny", "int4", marks=pytest.mark.endurance),
 ])  # fmt: skip
-def test_the_same_to_the_last_bit(float32, tmp_path, checkpoint, name):
+def test_the_same_to_the_last_bit(exported, tmp_path, checkpoint, name):
     kept, made = {"encoder.encoders.0.self_attn": "fp16"}, []
     for is_packed in (False, True):
         chosen = dataclasses.replace(recipe(name, packed=is_packed), exceptions=kept)
-        made.append(quantize_bundle(float32(checkpoint), tmp_path / str(is_packed), chosen)[0])
+        made.append(quantize_bundle(exported(checkpoint), tmp_path / str(is_packed), chosen)[0])
     plain, packed = made
     weights = ir.load(packed.path / "encoder.onnx").graph.initializers.items()
     halves = [name for name, value in weights if value.const_value.dtype == ir.DataType.FLOAT16]
@@ -61,18 +53,6 @@ def test_the_same_to_the_last_bit(float32, tmp_path, checkpoint, name):
     for one, other in zip(outputs(plain), outputs(packed), strict=True):
         np.testing.assert_array_equal(one, other)
     assert packed.manifest.quantization[contract.PACKED] == installed_kernels().layout
-
-
-@pytest.mark.slow
-def test_a_gated_model_computes_what_onnxruntime_does(float32, tmp_path):
-    folder = float32("gated")
-    bundle, _ = quantize_bundle(folder, tmp_path / "out", recipe("int8"))
-    for plain, native in zip(outputs(bundle, "onnxruntime"), outputs(bundle), strict=True):
-        # one step of 1/127 if the last bits of one layer change the rounding of an activation in the next
-        np.testing.assert_allclose(native, plain, rtol=0.05, atol=0.05)
-    for graph in ("encoder.onnx", "decoder.onnx"):
-        before, after = ([node.op_type for node in ir.load(path / graph).graph] for path in (folder, bundle.path))
-        assert after.count("Int8GatedFeedForward") == before.count("GatedFeedForward") > 0
 
 
 @pytest.fixture(scope="module")

@@ -47,14 +47,6 @@ def test_silence_comes_where_a_source_is_in_the_middle_of_a_sound(first, num_bef
     assert np.array_equal(padded(samples, PADDING_S, FEATURES.sample_rate, FEATURES.frame_len), heard)
 
 
-@pytest.mark.parametrize("num_samples", [0, 1, 2, 399, 400, 401])
-def test_a_short_source_is_one_edge(num_samples):
-    samples = LOUD[:num_samples]
-    expected = np.pad(samples, NUM) if num_samples > 1 else samples  # a single sample is not a sound
-    assert np.array_equal(padded(samples, PADDING_S, FEATURES.sample_rate, FEATURES.frame_len), expected)
-    assert np.array_equal(padded(samples, 0, FEATURES.sample_rate, FEATURES.frame_len), samples)
-
-
 @given(st.lists(st.integers(0, 9000), max_size=6), st.sampled_from(["ctc_prefix_beam", "ctc_greedy"]))
 def test_a_source_is_heard_with_its_padding(lengths, search):
     """However the samples are split, the result is as if they had zeros around them; only the times differ."""
@@ -204,23 +196,6 @@ def test_a_pause_in_which_somebody_speaks_quietly_is_none(pause):
     transcript = heard(toy_recognizer(threshold=7.0), samples, pause=pause)
     assert transcript.text == "A B C D A D A D A B C"
     check_segments(transcript.segments, transcript.duration)
-
-
-@pytest.mark.slow
-def test_a_long_recording_is_cut_at_pauses_alike_in_any_portions(toy):
-    samples, _ = say("ABCD" * 20, [0.3, 0.7, 0.2, 3.0] * 20)
-    options = DecodingOptions(search="ctc_prefix_beam", endpoint=EndpointConfig())
-    expected = toy.transcribe(samples, options=options).segments
-    assert " ".join(segment.text for segment in expected) == " ".join("ABCD" * 20)
-    assert len(expected) == 41  # A, BC, DA, BC, ..., D
-    for size in (1000, 77_777):
-        stream = toy._stream(options, None, None)
-        for start in range(0, len(samples), size):
-            stream.accept_waveform(RATE, samples[start : start + size])
-            toy.decode_streams([stream])
-        stream.input_finished()
-        toy.decode_streams([stream])
-        assert stream.take_segments() == expected
 
 
 def in_threads(functions):

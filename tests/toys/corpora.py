@@ -100,6 +100,7 @@ def assert_survives_kill(script, corpus, folder):
 
 def write_noise(folder, number, length):
     """Write recordings of noise that rises and falls at another rate in each, and return the folder."""
+    folder.mkdir(exist_ok=True)
     for index in range(number):
         noise = np.random.default_rng(index).standard_normal(length)
         samples = noise * np.abs(np.sin(np.arange(length) / (1000 + 900 * index))) * 0.2

@@ -79,10 +79,8 @@ def _replace(file, content):
 # -------------------- train.yaml: changed values, and odd texts, aliases and nesting that YAML allows
 
 _ODD_SETTINGS = (
-    None, True, False, -1, 0, 1, 2, 3, 7, 1000, 20_000, 10**6, 10**9, 2**63, 10**400, 0.5, -0.5, 1e308,
-    float("nan"), float("inf"), "", "x", "1e-5", "1e999", "a\0b", "\ud800", "../../etc/passwd", "y" * 300, "null",
-    "transformer", "conformer", "conv2d8", "moe", "gated", "batch_norm", "rms_norm", "abs_pos", "selfattn", [], {},
-    [[]], {"a": {}}, {None: 1}, b"\xff\x00",
+    *ODD_VALUES, 3, 1000, 20_000, 10**6, "1e-5", "1e999", "y" * 300, "null", "transformer", "conformer", "conv2d8",
+    "moe", "gated", "batch_norm", "rms_norm", "abs_pos", "selfattn", {None: 1}, b"\xff\x00",
 )  # fmt: skip
 _ODD_TEXTS = (
     "!!timestamp x", "!!bool x", "!!int ''", "!!float x", "!!binary x", "!!set {a, b}", "!!omap [a: 1]", "!!null x",

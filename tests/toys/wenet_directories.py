@@ -1,13 +1,20 @@
-"""Random checkpoints: of the golden networks, and of the configurations that golden/configurations lists."""
+"""Random checkpoints: of golden networks and configurations, and some that a test changes."""
 
+import functools
 import hashlib
 import json
+import re
+import tempfile
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 
+from u2moe.export.checkpoint import Checkpoint
 from u2moe.export.random_checkpoint import old_layout, random_config, write_random_checkpoint
+from u2moe.export.text_files import CMVN_ISTD, CMVN_MEAN
+from u2moe.runtime import CheckpointError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FOLDER = GOLDEN / "configurations"
@@ -16,8 +23,14 @@ CONFIGURATIONS = yaml.safe_load((FOLDER / "configurations.yaml").read_text(encod
 
 
 def write_golden(name, folder):
-    """Write the checkpoint of `moe_tiny` or `dense_tiny`, and return its folder."""
-    config = yaml.safe_load((GOLDEN / name / "train.yaml").read_text(encoding="utf-8"))
+    """Write the checkpoint of a golden network, of a configuration or of a small network, and return its folder."""
+    if name in CONFIGURATIONS:
+        return write_configuration(name, folder)
+    if name == "small":
+        moe = {"mlp_type": "moe", "n_expert": 4}
+        config = random_config(encoder_conf=moe, decoder_conf={"num_blocks": 1, "r_num_blocks": 1})
+    else:
+        config = yaml.safe_load((GOLDEN / name / "train.yaml").read_text(encoding="utf-8"))
     write_random_checkpoint(folder, config, seed=2)  # the one of twelve with the widest margins in routers and searches
     return folder
 
@@ -86,3 +99,67 @@ def digest(directory):
             result.update(f"{name} {tuple(state[name].shape)} {state[name].dtype}\n".encode())
             result.update(state[name].numpy().tobytes())
     return result.hexdigest()
+
+
+@functools.cache
+def _random_files(config):
+    """Return the files of a random checkpoint, by name."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_random_checkpoint(Path(folder), json.loads(config))
+        return {file.name: file.read_bytes() for file in Path(folder).iterdir()}
+
+
+class Directory:
+    """A random checkpoint whose files a test changes."""
+
+    def __init__(self, path, *, old=False, **arguments):
+        config = random_config(**arguments)
+        self.path, self.config = path, old_layout(config) if old else config
+        path.mkdir(exist_ok=True)
+        for name, content in _random_files(json.dumps(self.config)).items():
+            self.write(name, content)
+
+    def __truediv__(self, name):
+        return self.path / name
+
+    def open(self, weights=None):
+        return Checkpoint.open(self.path, weights)
+
+    def refuses(self, message, *weights):
+        with pytest.raises(CheckpointError, match=message):
+            self.open(*weights)
+
+    def write(self, name, content):
+        (self / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+    def configure(self, **changes):
+        self.write("train.yaml", yaml.dump({**self.config, **changes}))
+
+    def state(self):
+        return torch.load(self / "final.pt", weights_only=True)
+
+    def save(self, state, **options):
+        torch.save(state, self / "final.pt", **options)
+
+    def drop(self, *names):
+        self.save({name: tensor for name, tensor in self.state().items() if name not in names})
+
+    def replace(self, tensors):
+        self.save({**self.state(), **tensors})
+
+    def prefix(self, place, added):
+        """Without `encoder.` the statistics are also missing, but the error must not say so."""
+        self.save({re.sub(place, added, name): tensor for name, tensor in self.state().items()})
+        (self / "global_cmvn").unlink()
+
+    def without_statistics(self, make=lambda _: None):
+        """Remove the statistics, or replace them by those of a file that `make` writes."""
+        self.drop(CMVN_MEAN, CMVN_ISTD)
+        (self / "global_cmvn").unlink()
+        make(self / "global_cmvn")
+
+    def units(self):
+        return (self / "units.txt").read_text(encoding="utf-8").splitlines()
+
+    def change_units(self, change):
+        self.write("units.txt", "\n".join(change(self.units())) + "\n")
