@@ -237,6 +237,14 @@ def sound():
     return (noise * np.abs(np.sin(np.arange(64_000) / 3000)) * 0.2).astype(np.float32)
 
 
+@pytest.fixture(scope="session")
+def talk(sound, tmp_path_factory):
+    """Return a recording so long that the third endpoint rule cuts it within speech."""
+    file = tmp_path_factory.mktemp("talk") / "talk.wav"
+    soundfile.write(file, np.tile(sound, 6)[: 22 * 16_000], 16_000, subtype="PCM_16")
+    return file
+
+
 @pytest.fixture
 def clips(tmp_path, sound):
     """Return a folder with two recordings, a.wav and b.wav."""

@@ -237,7 +237,6 @@ def without_simd(site):
 PROBLEMS = [
     (damaged_digest,
      r"does not match the manifest of the model. Load the model again; if that does not help, replace"),
-    (lambda site: (site / "model" / "decoder.ort").unlink(), "decoder.ort: the server returned 404"),
     (lambda site: (site / "model" / "bundle.json").unlink(), "bundle.json: the server returned 404"),
     (lambda site: (site / "ort" / "ort-wasm-simd-threaded.wasm").unlink(), "onnxruntime failed to start: "),
     (lambda site: (site / "u2moe" / "source.js").unlink(), "Failed to fetch dynamically imported module"),

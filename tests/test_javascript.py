@@ -15,7 +15,7 @@ from manifests import LATER, LATER_FIELD, LOST, edited, flipped, of_later_versio
 from silero import write_vad
 from static_damage import SHORTER, damaged, shorter
 
-from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, Recognizer, parse_hotwords
+from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, Recognizer, SessionSettings, parse_hotwords
 from u2moe.runtime.bundle.manifest_file import format_manifest, parse_manifest
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 
@@ -23,15 +23,30 @@ pytestmark = needs_node
 GOLDEN = Path(__file__).parent / "golden"
 
 
-def test_cases_have_the_results_of_python():
-    """Tests the core.wasm that ships."""
-    found = run_module("""
-        const { Core } = await part('core.js');
-        const core = await Core.load(), read = ([kind, content]) => core.text(core.call('case_results', kind, content));
-        console.log(`[${Object.entries(input).map(read)}]`);
-        """, {kind: json.dumps(conformance.load(kind)) for kind in conformance.COMPUTED})  # fmt: skip
-    for kind, results in zip(conformance.COMPUTED, found, strict=True):
+def script(name):
+    return (Path(__file__).parent / "javascript" / f"{name}.mjs").read_text(encoding="utf-8")
+
+
+def test_the_core_gives_results_of_python_reads_other_manifests_and_frees_memory(tmp_path):
+    """Tests the core.wasm that ships. Manifests have every field, no default values, or an unknown harmless field. An
+    error unwinds the stack of WebAssembly, which would otherwise overflow; freed memory is reused."""
+    whole = (GOLDEN / "bundle_of_version_4.json").read_text(encoding="utf-8")
+    brief = format_manifest(parse_manifest(whole, GOLDEN))
+    (tmp_path / "bundle.json").write_text(brief, encoding="utf-8")
+    of_later_version("decoding", harmless=True)(tmp_path)
+    manifests = [whole, brief, (tmp_path / "bundle.json").read_text(encoding="utf-8")]
+    cases = [[kind, json.dumps(conformance.load(kind))] for kind in conformance.COMPUTED]
+    found = run_module(script("core"), {"manifests": manifests, "cases": cases})
+    for kind, results in zip(conformance.COMPUTED, found["cases"], strict=True):
         conformance.assert_same(kind, results)
+    first, second, later = found["manifests"]
+    assert first == second
+    assert (first["features"]["sample_rate"], first["model"]["max_position"]) == (16_000, 5000)
+    assert later["decoding"][LATER_FIELD] == 0.5
+    unknown = f"u2moe: bundle.json: decoding: {LATER_FIELD} is a field that this version of u2moe does not know"
+    assert found["told"] == [f"{unknown}; the bundle was written by {LATER}. Without the field: {LOST}"]
+    before, after = found["sizes"]
+    assert after - before < 2**22  # about 250 bytes per error
 
 
 def in_javascript(options):
@@ -59,36 +74,7 @@ def test_recordings_are_recognised_as_in_python(kind, tmp_path):
         write_vad(tmp_path / f"{name}.onnx", sequence=name == "sequences")
     cases = conformance.load(kind)["cases"]
     found = run_module(
-        """
-        const { readFile } = await import('node:fs/promises');
-        const { default: ort } = await import('onnxruntime-node');
-        const { Recognizer, Vad } = await part('index.js');
-        const read = (name) => readFile(`${input.folder}/${name}`);
-        const sessionOptions = { executionProviders: ['cpu'], intraOpNumThreads: 1 };
-        const recognizer = await Recognizer.fromBundle({ read }, { ort, sessionOptions }), results = [];
-        for (const { repeats, options } of input.cases) {
-          const weights = options.languageModel;
-          if (weights) options.languageModel = recognizer.languageModel(await readFile(input.model), weights);
-          if (options.vad) {
-            const { network, ...when } = options.vad;
-            const content = await readFile(`${input.networks}/${network}.onnx`);
-            options.vad = await Vad.open(content, { ort, sessionOptions, ...when });
-          }
-          const samples = Int16Array.from(Array(repeats).fill(input.samples).flat());
-          if (options.vad) { // a reset discards earlier audio, and the split does not matter
-            const stream = recognizer.createStream(options), finals = [];
-            stream.acceptWaveform(8000, samples.subarray(0, 30000));
-            stream.reset();
-            stream.addEventListener('final', ({ detail }) => finals.push(detail));
-            for (let n = 0; n < samples.length; n += 3001) stream.acceptWaveform(16000, samples.subarray(n, n + 3001));
-            await stream.inputFinished();
-            results.push(finals);
-            continue;
-          }
-          results.push(await recognizer.transcribe(samples, 16000, options));
-        }
-        console.log(JSON.stringify(results));
-        """,
+        script("recordings"),
         {
             "folder": str(bundle),
             "model": str(model),
@@ -98,40 +84,11 @@ def test_recordings_are_recognised_as_in_python(kind, tmp_path):
         },
     )
     recognizer = Recognizer.from_pretrained(bundle, kernels="onnxruntime")
-    recognizer.model.search_library = Recognizer.from_pretrained().model.search_library  # quicker, and bit-identical
+    recognizer.model.search_library = SessionSettings().search_library  # quicker, and bit-identical
     for case, segments in zip(cases, found, strict=True):
         expected = conformance.recognized_case(recognizer, case, samples, model, tmp_path)
         assert expected, case["name"]
         assert_same_segments(segments, expected)
-
-
-@pytest.mark.slow
-def test_errors_and_resamplers_leave_nothing_behind():
-    """An error unwinds the stack of WebAssembly, which would otherwise overflow; freed memory is reused."""
-    before, after = run_module(
-        """
-        const { Core, Resampler } = await part('core.js'), { instantiate } = WebAssembly;
-        let memory;
-        WebAssembly.instantiate = async (...given) => {
-          const instance = await instantiate(...given);
-          ({ memory } = instance.exports);
-          return instance;
-        };
-        const core = await Core.load();
-        const work = (num) => {
-          for (let i = 0; i < num; i += 1) {
-            try { new Resampler(core, 7, 16000); } catch (error) { if (error.name !== 'AudioError') throw error; }
-            if (i % 400) continue;
-            const resampler = new Resampler(core, 44100, 16000);
-            resampler.accept(new Float32Array(441000));
-            resampler.free();
-          }
-          return memory.buffer.byteLength;
-        };
-        console.log(JSON.stringify([work(2000), work(8000)]));
-        """
-    )
-    assert after - before < 2**22  # about 250 bytes per error
 
 
 OTHERS = ("branchformer", "e_branchformer_moe", "efficient_conformer_stream")
@@ -176,54 +133,6 @@ DAMAGES = [
     (edited("decoding", hotwords=["ẞ"]), "BundleError: bundle.json: decoding: hotwords: hotword 'ẞ': the "),
     (of_later_version("text", harmless=False), f"BundleError: bundle.json: text: {LATER_FIELD} is a field that this"),
 ]  # fmt: skip
-
-
-@needs_onnxruntime_web
-def test_damaged_files_and_outputs_of_unexpected_shapes_are_refused_by_name(bundle, ort_bundle, tmp_path):
-    """The core would otherwise read memory beyond the outputs."""
-    folders = [shutil.copytree(ort_bundle, tmp_path / str(number)) for number in range(len(DAMAGES))]
-    for folder, (damage, _) in zip(folders, DAMAGES, strict=True):
-        damage(folder)
-    starts = [re.escape(message) for _, message in DAMAGES]
-    for graph, output, axis in SHORTER:
-        change = shorter(output, axis)
-        folders.append(damaged(bundle.path, tmp_path / str(len(folders)), f"{graph}.onnx", change))
-        starts.append(rf"InferenceError: {graph}.onnx: output {output} is \[.*\], expected \[")
-    found = run_module("""
-        const { readFile } = await import('node:fs/promises');
-        const { default: ort } = await import('onnxruntime-node');
-        const { Recognizer } = await part('index.js'), refusals = [];
-        const sessionOptions = { executionProviders: ['cpu'] };
-        const noise = Float32Array.from({ length: 32000 }, (_, place) => Math.sin(place ** 1.5) / 2);
-        for (const folder of input) {
-          const read = (name) => readFile(`${folder}/${name}`);
-          const loading = Recognizer.fromBundle({ read }, { ort, sessionOptions });
-          const done = loading.then((recognizer) => recognizer.transcribe(noise));
-          refusals.push(await done.then(() => 'none', ({ name, message }) => `${name}: ${message}`));
-        }
-        console.log(JSON.stringify(refusals));
-        """, list(map(str, folders)))  # fmt: skip
-    for refusal, start in zip(found, starts, strict=True):
-        assert re.match(start, refusal)
-
-
-def test_manifests_of_other_versions_are_read(tmp_path):
-    """Manifests with every field, without default values, and with an unknown harmless field."""
-    whole = (GOLDEN / "bundle_of_version_4.json").read_text(encoding="utf-8")
-    brief = format_manifest(parse_manifest(whole, GOLDEN))
-    (tmp_path / "bundle.json").write_text(brief, encoding="utf-8")
-    of_later_version("decoding", harmless=True)(tmp_path)
-    first, second, later, told = run_module("""
-        const { Core } = await part('core.js');
-        const core = await Core.load(), told = [];
-        console.warn = (text) => told.push(text);
-        console.log(JSON.stringify([...input.map((text) => core.parseManifest(text)), told]));
-        """, [whole, brief, (tmp_path / "bundle.json").read_text(encoding="utf-8")])  # fmt: skip
-    assert first == second
-    assert (first["features"]["sample_rate"], first["model"]["max_position"]) == (16_000, 5000)
-    assert later["decoding"][LATER_FIELD] == 0.5
-    unknown = f"u2moe: bundle.json: decoding: {LATER_FIELD} is a field that this version of u2moe does not know"
-    assert told == [f"{unknown}; the bundle was written by {LATER}. Without the field: {LOST}"]
 
 
 RATE = "AudioError: sample rate must be a whole number between 1000 and 384000 Hz, got "
@@ -302,37 +211,22 @@ MISUSE = [
 
 
 @needs_onnxruntime_web
-def test_misuse_is_refused_by_name(ort_bundle):
-    calls = ", ".join(f"() => {call}" for call, _ in MISUSE)
-    found = run_module(
-        r"""
-        const { readFile } = await import('node:fs/promises');
-        const { default: ort } = await import('onnxruntime-node');
-        const { Recognizer, Resampler, Vad } = await part('index.js');
-        const sessionOptions = { executionProviders: ['cpu'] }, read = (name) => readFile(`${input}/${name}`);
-        const load = () => Recognizer.fromBundle({ read }, { ort, sessionOptions });
-        const recognizer = await load(), other = await load(), resampler = await Resampler.create(8000, 16000);
-        const stream = (options) => recognizer.createStream(options), bytes = (text) => new TextEncoder().encode(text);
-        const model = (...args) => recognizer.languageModel(...args), ctc = await readFile(`${input}/ctc.ort`);
-        const arpa = bytes(String.raw`\data\|ngram 1=3||\1-grams:|-1 <s>|-1 </s>|-1 ADA||\end\|`.replaceAll('|', '\n'));
-        const silence = new Float32Array(10), running = stream(), finished = stream(), endless = {};
-        endless.rule1 = endless;
-        await running.acceptWaveform(8000, silence);
-        await finished.inputFinished();
-        const told = async (call) => {
-          try { return `${await call()}`; } catch ({ name, message }) { return `${name}: ${message}`; }
-        };
-        const texts = () => recognizer.transcribe(new Float32Array(32000)).then(JSON.stringify);
-        const before = await texts(), found = [];
-        for (const call of ["""
-        + calls
-        + """]) found.push(await told(call));
-        console.log(JSON.stringify([found, await texts() === before])); // the recogniser still works
-        """,
-        str(ort_bundle),
-    )
-    assert found[1]
-    for (call, expected), message in zip(MISUSE, found[0], strict=True):
+def test_misuse_damaged_files_and_outputs_of_unexpected_shapes_are_refused_by_name(bundle, ort_bundle, tmp_path):
+    """The core would otherwise read memory beyond the outputs."""
+    folders = [shutil.copytree(ort_bundle, tmp_path / str(number)) for number in range(len(DAMAGES))]
+    for folder, (damage, _) in zip(folders, DAMAGES, strict=True):
+        damage(folder)
+    starts = [re.escape(message) for _, message in DAMAGES]
+    for graph, output, axis in SHORTER:
+        change = shorter(output, axis)
+        folders.append(damaged(bundle.path, tmp_path / str(len(folders)), f"{graph}.onnx", change))
+        starts.append(rf"InferenceError: {graph}.onnx: output {output} is \[.*\], expected \[")
+    given = {"damaged": list(map(str, folders)), "bundle": str(ort_bundle), "calls": [call for call, _ in MISUSE]}
+    refusals, errors, still_works = run_module(script("refusals"), given)
+    assert still_works
+    for refusal, start in zip(refusals, starts, strict=True):
+        assert re.match(start, refusal)
+    for (call, expected), message in zip(MISUSE, errors, strict=True):
         assert message.startswith(expected), call
 
 

@@ -1,6 +1,7 @@
 """Calls of the JavaScript module that are cancelled, reset or fail: their results, and the remaining resources."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 from browsing import BROWSER, WEB, needs_node, needs_onnxruntime_web, run_module
@@ -8,268 +9,61 @@ from manifests import flipped
 
 pytestmark = [needs_node, needs_onnxruntime_web]
 
-PREPARED = """
-const { readFile } = await import('node:fs/promises');
-const { getEventListeners } = await import('node:events');
-process.env.ORT_DISABLE_TELEMETRY = '1';
-const { default: node } = await import('onnxruntime-node'); // onnxruntime-web takes seconds to compile
-const settings = { executionProviders: ['cpu'], intraOpNumThreads: 1 };
-const start = (content, options) => node.InferenceSession.create(content, { ...options, ...settings });
-const ort = { Tensor: node.Tensor, InferenceSession: { create: start } };
-const { Recognizer } = await part('index.js');
-const source = { read: (name) => readFile(`${input.bundle}/${name}`) };
-const caught = (promise) => promise.then(() => null, (error) => error);
-const turn = () => new Promise((resolve) => setTimeout(resolve, 20));
-
-// onnxruntime that counts its sessions and their runs. `on.create` and `on.run` may fail, or abort something.
-const counted = (on = {}) => {
-  const counts = { created: 0, open: 0, runs: 0 };
-  const create = async (...args) => {
-    const session = await ort.InferenceSession.create(...args), { run, release } = session;
-    counts.created += 1;
-    counts.open += 1;
-    session.release = async () => {
-      counts.open -= 1;
-      await release.call(session);
-    };
-    session.run = async (feeds) => {
-      counts.runs += 1;
-      return (await on.run?.(counts.runs, feeds)) ?? run.call(session, feeds);
-    };
-    await on.create?.(counts.created);
-    return session;
-  };
-  return { counts, Tensor: ort.Tensor, InferenceSession: { create } };
-};
-"""
+CALLS = Path(__file__).parent / "javascript" / "calls.mjs"
+SCRIPTS = {
+    "serve.mjs": f"""
+        import {{ createRequire }} from 'node:module';
+        import {{ serve }} from '{(WEB / "worker.js").as_uri()}';
+        const ort = createRequire('{BROWSER}/')('onnxruntime-node');
+        serve({{ ort, sessionOptions: {{ executionProviders: ['cpu'], intraOpNumThreads: 1 }} }});
+    """,
+    "fail.mjs": "throw new Error('no onnxruntime');",
+    "exit.mjs": "process.exit(3);",
+}
+"""Workers."""
+WAITING = "AudioOverflowError: 0.40 s of audio is waiting to be recognised: "
+OVERFLOW = WAITING + "0.10 s more would exceed the limit of 0.45 s"
 
 
 @pytest.fixture(scope="module")
-def bundle(exported):
-    """A bundle without experts, which is faster."""
-    return exported("dense_tiny")
+def found(exported, sound, tmp_path_factory):
+    """Return the results of all calls by name. They use 2.5 seconds, and a bundle without experts, which is faster."""
+    folder, bundle = tmp_path_factory.mktemp("workers"), exported("dense_tiny")
+    for name, script in SCRIPTS.items():
+        (folder / name).write_text(script, encoding="utf-8")
+    flipped("ctc.onnx")(shutil.copytree(bundle, folder / "damaged"))
+    samples = (sound[:40_000] * 32767).astype(int).tolist()
+    given = {"bundle": str(bundle), "folder": str(folder), "samples": samples}
+    return run_module(CALLS.read_text(encoding="utf-8"), given)
 
 
-@pytest.fixture(scope="module")
-def run(bundle, sound):
-    """Return a function that runs code after `PREPARED` with the bundle and 2.5 seconds as 16-bit integers."""
-    given = {"bundle": str(bundle), "samples": (sound[:40_000] * 32767).astype(int).tolist()}
-    return lambda code, **more: run_module(PREPARED + code, given | more)
+def test_loading_from_a_url_is_cancelled(found):
+    expected = {"isReason": True, "closed": ["/encoder.onnx"], "isQuiet": True, "created": 2, "open": 0, "runs": 0}
+    assert found["loadingFromUrl"] == expected
 
 
-def test_loading_from_a_url_is_cancelled(run):
-    """The request is cancelled, sessions are released, and no more progress is reported."""
-    found = run("""
-        const { createServer } = await import('node:http');
-        const controller = new AbortController(), reason = new Error('the page was left'), closed = [];
-        const server = createServer(async ({ url }, response) => {
-          const content = await readFile(`${input.bundle}${url}`);
-          response.on('close', () => response.writableFinished || closed.push(url));
-          if (url !== '/encoder.onnx') return response.end(content);
-          response.writeHead(200).write(content.subarray(0, 1000)); // and never the rest
-        });
-        await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
-        const counting = counted({ create: (num) => num === 2 && setTimeout(() => controller.abort(reason), 20) });
-        let numReports = 0;
-        const { signal } = controller, onProgress = () => { numReports += 1; };
-        const url = `http://127.0.0.1:${server.address().port}/`;
-        const error = await caught(Recognizer.fromBundle(url, { ort: counting, signal, onProgress }));
-        const before = numReports;
-        while (!closed.length || counting.counts.open) await turn();
-        server.closeAllConnections();
-        server.close();
-        console.log(JSON.stringify({
-          isReason: error === reason, closed, isQuiet: numReports === before, ...counting.counts,
-        }));
-    """)
-    expected = {"isReason": True, "closed": ["/encoder.onnx"], "isQuiet": True}
-    assert found == expected | {"created": 2, "open": 0, "runs": 0}
-
-
-def test_a_bundle_is_loaded_from_a_cache_that_fails_once_and_one_that_fails_is_named(run):
-    """Without a network: a cache that fails once is tried again, and its lasting failure is named."""
-    found = run("""
-        const { openBundle } = await part('bundle.js');
-        const kept = new Map();
-        let isOnline = true, numFailures = 0;
-        const cache = {
-          match: async (key) => kept.get(key)?.clone(),
-          put: async (key, response) => void kept.set(key, response),
-          keys: async () => [...kept.keys()].map((url) => ({ url })),
-        };
-        const open = async () => { if (numFailures-- > 0) throw new Error('it is lost'); return cache; };
-        globalThis.caches = { open };
-        globalThis.fetch = async (url) => {
-          if (!isOnline) throw new TypeError('no network');
-          return new Response(await readFile(`${input.bundle}${new URL(url).pathname}`));
-        };
-        const load = async () => {
-          const { files } = await openBundle('http://here/', { parse: JSON.parse });
-          return (await Promise.all(files.values())).length;
-        };
-        const numFiles = await load();
-        while (kept.size <= numFiles) await turn(); // plus the manifest
-        isOnline = false;
-        numFailures = 1;
-        const again = await load();
-        numFailures = 2;
-        console.log(JSON.stringify([numFiles, again, (await caught(load())).message]));
-    """)
+def test_a_bundle_is_loaded_from_a_cache_that_fails_once_and_one_that_fails_is_named(found):
     problem = "http://here/bundle.json: cannot be read: no network; the browser's cache also failed: it is lost"
-    assert found == [found[0], found[0], problem]
+    assert found["cacheThatFails"] == [4, 4, problem]
 
 
-def test_loading_from_a_reader_is_cancelled_and_leaves_no_session(run):
-    """Loading ends immediately, even if `read` ignores the signal; its late result is not reported. Sessions are
-    released if it is cancelled while one of the three graphs is being loaded; after the last one, the recogniser is."""
-    found, left = run("""
-        const names = [], controller = new AbortController();
-        const endless = { read(name, { signal }) {
-          names.push([name, signal === controller.signal]);
-          return new Promise(() => {});
-        } };
-        const aborted = await caught(Recognizer.fromBundle(endless, { ort, signal: AbortSignal.abort('before') }));
-        let giveRest = () => {}, numReports = 0;
-        const rest = new Promise((resolve) => { giveRest = resolve; });
-        const slow = { read: async (name) => {
-          if (name.endsWith('.onnx')) await rest;
-          return source.read(name);
-        } };
-        const { signal } = controller, onProgress = () => { numReports += 1; };
-        const loading = [endless, slow].map((each) => caught(Recognizer.fromBundle(each, { ort, signal, onProgress })));
-        while (!numReports) await turn();
-        controller.abort();
-        const errors = (await Promise.all(loading)).map(({ name }) => name), before = numReports;
-        giveRest();
-        const listening = { read: (name, { signal }) => readFile(`${input.bundle}/${name}`, { signal }) };
-        const refused = await caught(Recognizer.fromBundle(source, { ort, signal: {} }));
-        const recognizer = await Recognizer.fromBundle(listening, { ort, signal: new AbortController().signal });
-        await recognizer.release();
-        await recognizer.release();
-        const left = [];
-        for (const last of [1, 2, 3]) {
-          const controller = new AbortController();
-          const counting = counted({ create: (num) => num === last && controller.abort('enough') });
-          const error = await caught(Recognizer.fromBundle(source, { ort: counting, signal: controller.signal }));
-          await turn();
-          left.push({ error, ...counting.counts });
-        }
-        console.log(JSON.stringify([[names, aborted, ...errors, numReports === before, `${refused}`], left]));
-    """)
+def test_loading_from_a_reader_is_cancelled_and_leaves_no_session(found):
+    names, left = found["loadingFromReader"]
     refused = "TypeError: signal must be an AbortSignal, got [object Object]"
-    assert found == [[["bundle.json", True]], "before", "AbortError", "AbortError", True, refused]
+    assert names == [[["bundle.json", True]], "before", "AbortError", "AbortError", True, refused]
     assert left == [{"error": "enough", "created": last, "open": 0, "runs": 0} for last in (1, 2, 3)]
 
 
-def test_a_transcription_is_cancelled(run):
-    """No further graph runs, the recogniser stays usable, and it can be released while a graph runs."""
-    found = run("""
-        let controller = new AbortController(), isSlow = false;
-        const counting = counted({ run: async (num) => {
-          if (num === 7) controller.abort('enough'); // within a chunk, whose second graph is skipped
-          if (isSlow) await turn();
-        } });
-        const recognizer = await Recognizer.fromBundle(source, { ort: counting });
-        const samples = Int16Array.from(input.samples), texts = (segments) => segments.map(({ text }) => text);
-        const { signal } = controller;
-        const before = await caught(recognizer.transcribe(samples, 16000, { signal: AbortSignal.abort('before') }));
-        const error = await caught(recognizer.transcribe(samples, 16000, { signal, beamSize: 4 }));
-        await turn();
-        const { runs } = counting.counts;
-        const again = new AbortController();
-        const whole = texts(await recognizer.transcribe(samples, 16000, { signal: again.signal }));
-        const listeners = getEventListeners(again.signal, 'abort').length;
-        again.abort(); // too late to have an effect
-        const expected = texts(await recognizer.transcribe(samples, 16000));
-        counting.counts.runs = 0;
-        controller = new AbortController();
-        isSlow = true;
-        const late = await caught(recognizer.transcribe(samples, 16000, { signal: controller.signal }));
-        const releasing = recognizer.release(), { open } = counting.counts;
-        await releasing;
-        const after = await caught(recognizer.transcribe(samples, 16000));
-        const stopped = await caught(recognizer.warmUp({ signal: AbortSignal.abort('no noise') }));
-        console.log(JSON.stringify({
-          before, error, late, runs, isSame: whole.join() === expected.join() && expected.length > 0, open,
-          left: counting.counts.open, after: `${after}`, stopped, listeners,
-        }));
-    """)
-    assert found == {
+def test_a_transcription_is_cancelled(found):
+    assert found["transcription"] == {
         "before": "before", "error": "enough", "late": "enough", "runs": 7, "isSame": True, "open": 3, "left": 0,
         "after": "StreamError: this recogniser has been released", "stopped": "no noise", "listeners": 0,
     }  # fmt: skip
 
 
-def test_a_stream_is_reset_in_flight_after_its_end_after_a_failure_and_by_its_own_listeners(run):
-    """Whichever graph is running, its output is dropped, and the stream behaves like a new one."""
-    flying, landed = run("""
-        const samples = Int16Array.from(input.samples);
-        const endpoint = { rule1: null, rule2: null, rule3: { minUtteranceLength: 1 } };
-        const options = { chunkSize: 8, numLeftChunks: 3, endpoint, hotwords: ['七'] };
-        const recorded = (stream) => {
-          const events = [];
-          for (const type of ['partial', 'final', 'error']) {
-            stream.addEventListener(type, ({ detail }) => events.push([type, detail.message ?? detail]));
-          }
-          return events;
-        };
-        const fed = async (stream) => {
-          for (let start = 0; start < samples.length; start += 4000) {
-            await stream.acceptWaveform(16000, samples.subarray(start, start + 4000));
-          }
-          await stream.inputFinished();
-        };
-        let onRun = () => {};
-        const counting = counted({ run: (num) => onRun(num) }), { counts } = counting;
-        const recognizer = await Recognizer.fromBundle(source, { ort: counting });
-        const plain = recognizer.createStream(options), wanted = recorded(plain);
-        await fed(plain);
-        const expected = JSON.stringify(wanted), numExpected = counts.runs;
-        const inFlight = async (run) => {
-          counts.runs = 0;
-          const reached = new Promise((resolve) => { onRun = (num) => { if (num === run) resolve(); }; });
-          const stream = recognizer.createStream(options), events = recorded(stream);
-          const pending = [1, 2].map(() => stream.acceptWaveform(8000, samples));
-          pending.push(stream.inputFinished());
-          await reached;
-          stream.reset();
-          const before = events.length, { text, segment, times } = stream.result;
-          await fed(stream);
-          const settled = await Promise.allSettled(pending);
-          return {
-            isSame: JSON.stringify(events.slice(before)) === expected, isLong: events.length - before > 5,
-            isIdle: counts.runs - run === numExpected, // the old source ran no more graphs
-            settled: settled.map(({ status }) => status), result: [text, segment, times],
-          };
-        };
-        const landed = async (moment) => {
-          let isBroken = ['failed', 'error'].includes(moment);
-          counts.runs = 0;
-          onRun = (num) => { if (isBroken && num > 10) throw new Error('out of memory'); };
-          const stream = recognizer.createStream(options), events = recorded(stream);
-          let before = 0, numRuns = 0;
-          const reset = () => {
-            stream.reset();
-            before = events.length;
-            numRuns = counts.runs;
-          };
-          stream.addEventListener(moment, reset, { once: true }); // some moments have no event
-          const outcome = await caught(Promise.all([1, 2].map(() => stream.acceptWaveform(16000, samples))));
-          await turn();
-          if (moment === 'finished') await stream.inputFinished();
-          if (!before) reset();
-          const silent = events.length === before && counts.runs === numRuns;
-          isBroken = false;
-          await fed(stream);
-          const isSame = JSON.stringify(events.slice(before)) === expected;
-          return [moment, silent, isSame, outcome?.name ?? null];
-        };
-        const found = [[], []];
-        for (const run of [1, 2, 3, 12]) found[0].push(await inFlight(run));
-        for (const moment of ['finished', 'partial', 'final', 'failed', 'error']) found[1].push(await landed(moment));
-        console.log(JSON.stringify(found));
-    """)
+def test_a_stream_is_reset_in_flight_after_its_end_after_a_failure_and_by_its_own_listeners(found):
     expected = {"isSame": True, "isLong": True, "isIdle": True, "settled": ["fulfilled"] * 3, "result": ["", 0, []]}
+    flying, landed = found["resets"]
     assert flying == [expected] * 4
     assert landed == [
         *([moment, True, True, None] for moment in ("finished", "partial", "final")),
@@ -277,87 +71,29 @@ def test_a_stream_is_reset_in_flight_after_its_end_after_a_failure_and_by_its_ow
     ]
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime-node", "onnxruntime-web/wasm"])
-def test_errors_of_onnxruntime_name_the_graph(run, runtime):
+ENCODER = "encoder.onnx: onnxruntime failed on chunk float32 [1, 67, 80], chunk_lens int64 [1], offset int64 [1], "
+FAILURES = [
+    (ENCODER + "required_cache_size int64 [], att_cache float32 [3, 1, 4, 0, 17], cnn_cache", "Expected: 32"),
+    (ENCODER, "'cnn_cache' is missing"),
+    ("encoder.onnx: output output is [1, 16, 64], expected [1, 16, 33]", ""),
+    ("ctc.onnx: onnxruntime failed on encoder_out float32 [1, 16, 64]: ", "'samples' is missing"),
+]
+"""Beginnings of messages, and their reasons."""
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["onnxruntime-node", "onnxruntime-web/wasm"])
+def test_errors_of_onnxruntime_name_the_graph(found, number):
     """They also name the inputs, and their cause is the error of onnxruntime."""
-    found = run(
-        """
-        const { default: runtime } = await import(input.runtime);
-        runtime.env.wasm.numThreads = 1;
-        const silence = new Float32Array(32000), sessionOptions = { logSeverityLevel: 4 };
-        if (input.runtime === 'onnxruntime-node') sessionOptions.executionProviders = ['cpu'];
-        const told = ({ name, message, cause }) => [name, message, cause instanceof Error && !(cause.name === name)];
-        const changed = (change) => ({ read: async (name) => {
-          const content = await source.read(name);
-          if (name !== 'bundle.json') return change[name] ?? content;
-          const manifest = JSON.parse(content), { createHash } = await import('node:crypto');
-          Object.assign(manifest.model, change.model);
-          for (const [name, found] of Object.entries(change)) {
-            if (!manifest.files[name]) continue;
-            manifest.files[name] = { size: found.length, sha256: createHash('sha256').update(found).digest('hex') };
-          }
-          return new TextEncoder().encode(JSON.stringify(manifest));
-        } });
-        const { model } = JSON.parse(new TextDecoder().decode(await source.read('bundle.json')));
-        const [attention, convolution] = model.caches;
-        const load = (change) => Recognizer.fromBundle(changed(change), { ort: runtime, sessionOptions });
-        const failed = async (change) => {
-          const recognizer = await load(change), stream = recognizer.createStream();
-          let event = null;
-          stream.addEventListener('error', ({ detail }) => { event = detail; });
-          const error = await caught(stream.acceptWaveform(16000, silence));
-          await recognizer.release();
-          return [...told(error), event === error];
-        };
-        console.log(JSON.stringify([
-          told(await caught(load({ 'ctc.onnx': Uint8Array.of(1, 2, 3) }))),
-          await failed({ model: { caches: [{ ...attention, shape: [4, 0, 17] }, convolution] } }),
-          await failed({ model: { caches: [attention] } }),
-          await failed({ model: { output_size: 33 } }),
-          await failed({ 'ctc.onnx': await source.read('features.onnx') }),
-        ]));
-        """,
-        runtime=runtime,
-    )
-    refused, *failures = found
+    refused, *failures = found["errorsOfOnnxruntime"][number]
     assert (refused[0], refused[2]) == ("BundleError", True)
     assert refused[1].startswith("ctc.onnx: onnxruntime refuses it: ")
-    encoder = "encoder.onnx: onnxruntime failed on chunk float32 [1, 67, 80], chunk_lens int64 [1], offset int64 [1], "
-    for (name, message, has_cause, is_event), (start, reason) in zip(
-        failures,
-        (
-            (encoder + "required_cache_size int64 [], att_cache float32 [3, 1, 4, 0, 17], cnn_cache", "Expected: 32"),
-            (encoder, "'cnn_cache' is missing"),
-            ("encoder.onnx: output output is [1, 16, 64], expected [1, 16, 33]", ""),
-            ("ctc.onnx: onnxruntime failed on encoder_out float32 [1, 16, 64]: ", "'samples' is missing"),
-        ),
-        strict=True,
-    ):
+    for (name, message, has_cause, is_event), (start, reason) in zip(failures, FAILURES, strict=True):
         assert (name, has_cause, is_event) == ("InferenceError", bool(reason), True)
         assert message.startswith(start)
         assert reason in message
 
 
-def test_other_errors_keep_their_causes_and_name_the_file(run):
-    found = run("""
-        const told = ({ name, message, cause }) => [name, message, cause?.code ?? cause?.name ?? null];
-        const gives = (found) => ({ run: () => found });
-        const failed = async (on) => {
-          const recognizer = await Recognizer.fromBundle(source, { ort: counted(on) });
-          return told(await caught(recognizer.transcribe(new Float32Array(32000))));
-        };
-        const brief = { read: async () => new TextEncoder().encode('{') };
-        const missing = { read: (name) => readFile(`${input.bundle}/${name.replace('tokens', 'none')}`) };
-        const { model } = JSON.parse(await readFile(`${input.bundle}/bundle.json`));
-        const log_probs = { data: Float32Array.of(NaN), dims: [1, 16, model.vocab_size] };
-        console.log(JSON.stringify([
-          told(await caught(Recognizer.fromBundle(brief, { ort }))),
-          told(await caught(Recognizer.fromBundle(missing, { ort }))),
-          told(await caught(Recognizer.fromBundle('http://127.0.0.1:9/', { ort }))),
-          await failed(gives({ other: 1 })),
-          await failed({ run: (num, { encoder_out }) => encoder_out && { log_probs } }),
-        ]));
-    """)
+def test_other_errors_keep_their_causes_and_name_the_file(found):
     expected = [
         ("BundleError", "bundle.json: is not valid JSON: ", None),
         ("BundleError", "tokens.txt: cannot be read: ENOENT", "ENOENT"),
@@ -365,108 +101,14 @@ def test_other_errors_keep_their_causes_and_name_the_file(run):
         ("InferenceError", "encoder.onnx: output output is [], expected [1, 16, ", None),
         ("InferenceError", "ctc.onnx: returned NaN: its weights are damaged", None),
     ]
-    for (name, message, cause), (kind, start, why) in zip(found, expected, strict=True):
+    for (name, message, cause), (kind, start, why) in zip(found["otherErrors"], expected, strict=True):
         assert (name, cause) == (kind, why)
         assert message.startswith(start)
 
 
-BOUNDED = """
-const bounded = async (recognizer) => { // feed 0.1 s at a time up to the limit; nothing is lost
-  const stream = recognizer.createStream({ maxQueueS: 0.45 }), samples = Int16Array.from(input.samples);
-  const found = [], refused = [], part = samples.subarray(0, 6400);
-  stream.addEventListener('final', ({ detail }) => found.push(detail));
-  for (let n = 0, last = null; n < samples.length;) {
-    try {
-      last = stream.acceptWaveform(16000, samples.subarray(n, n + 1600));
-      n += 1600;
-    } catch ({ name, message }) {
-      refused.push(`${name}: ${message}`);
-      await last;
-    }
-  }
-  await Promise.all([1, 2].map(() => stream.reset() ?? stream.acceptWaveform(16000, part))); // each fits the limit
-  stream.reset();
-  found.length = 0;
-  for (let n = 0; n < samples.length; n += 1600) await stream.acceptWaveform(16000, samples.subarray(n, n + 1600));
-  await stream.inputFinished();
-  return [JSON.stringify(found), [...new Set(refused)]];
-};
-"""
-WAITING = "AudioOverflowError: 0.40 s of audio is waiting to be recognised: "
-OVERFLOW = WAITING + "0.10 s more would exceed the limit of 0.45 s"
-
-
-def test_a_thread_of_node_recognises_as_the_program_does(run, bundle, tmp_path):
+def test_a_thread_of_node_recognises_as_the_program_does(found):
     """The worker has the same results, cancellation and error classes, and it can be terminated."""
-    scripts = {
-        "serve.mjs": """
-            import { createRequire } from 'node:module';
-            const ort = createRequire(BROWSER)('onnxruntime-node'), { serve } = await import(WEB);
-            serve({ ort, sessionOptions: { executionProviders: ['cpu'], intraOpNumThreads: 1 } });
-        """,
-        "fail.mjs": "throw new Error('no onnxruntime');",
-        "exit.mjs": "process.exit(3);",
-    }
-    for name, script in scripts.items():
-        content = script.replace("BROWSER", f"'{BROWSER}/'").replace("WEB", f"'{(WEB / 'worker.js').as_uri()}'")
-        (tmp_path / name).write_text(content, encoding="utf-8")
-    shutil.copytree(bundle, tmp_path / "damaged")
-    flipped("ctc.onnx")(tmp_path / "damaged")
-    found = run(
-        BOUNDED
-        + """
-        const { Worker } = await import('node:worker_threads');
-        const { pathToFileURL } = await import('node:url');
-        const { Recognizer: Threaded, serve } = await part('worker.js');
-        const errors = await part('index.js');
-        const threaded = (script, folder = input.bundle) => {
-          const worker = new Worker(new URL(script, pathToFileURL(`${input.folder}/`)), { execArgv: [] });
-          return Threaded.fromBundle(pathToFileURL(folder), { worker }).catch(async (error) => {
-            await worker.terminate(); // a worker stays usable after a failure
-            throw error;
-          });
-        };
-        const told = (error) => [error.name, error instanceof errors[error.name] || error.name, error.message];
-        const local = await Recognizer.fromBundle(pathToFileURL(input.bundle), { ort });
-        const recognizer = await threaded('serve.mjs'), stream = recognizer.createStream(), events = [];
-        const samples = Int16Array.from(input.samples), expected = JSON.stringify(await local.transcribe(samples));
-        const segments = JSON.stringify(await recognizer.transcribe(samples));
-        for (const type of ['partial', 'final']) stream.addEventListener(type, () => events.push(type));
-        for (let n = 0; n < samples.length; n += 4000) {
-          await stream.acceptWaveform(16000, samples.subarray(n, n + 4000));
-        }
-        await stream.inputFinished();
-        const controller = new AbortController(), { signal } = controller;
-        const long = caught(recognizer.transcribe(new Int16Array(16000 * 600), 16000, { signal }));
-        setTimeout(() => controller.abort('enough'), 50);
-        const reason = await long, again = JSON.stringify(await recognizer.transcribe(samples));
-        const late = await caught(recognizer.transcribe(samples, 16000, { signal })); // with an aborted signal
-        const queues = [await bounded(local), await bounded(recognizer)];
-        const languageModel = recognizer.languageModel(new Uint8Array(9));
-        const damaged = recognizer.createStream({ languageModel }), damage = new Promise((resolve) => {
-          damaged.addEventListener('error', ({ detail }) => resolve(told(detail)));
-        });
-        const found = [
-          await damage,
-          told(await caught(recognizer.transcribe(samples, 16000, { languageModel }))),
-          told(await caught(threaded('serve.mjs', `${input.folder}/damaged`))),
-          told(await caught(threaded('fail.mjs'))),
-          told(await caught(threaded('exit.mjs'))),
-        ];
-        await recognizer.release();
-        await recognizer.release();
-        found.push(told(await caught(recognizer.transcribe(samples))));
-        let refused;
-        try { serve({ ort }); } catch ({ message }) { refused = message; }
-        console.log(JSON.stringify([
-          segments === expected && again === expected && expected.length > 50, events, [reason, late], found, refused,
-          `${await caught(Threaded.fromBundle(source, { worker: new Worker('', { eval: true, execArgv: [] }) }))}`,
-          queues.map(([finals, told]) => [finals === expected, told]),
-        ]));
-        """,
-        folder=str(tmp_path),
-    )
-    is_same, events, reasons, errors, refused, no_url, queues = found
+    is_same, events, reasons, errors, refused, no_url, queues = found["threads"]
     assert (is_same, reasons) == (True, ["enough", "enough"])
     assert queues == [[True, [OVERFLOW]]] * 2
     assert set(events[:-1]) == {"partial"}

@@ -21,6 +21,8 @@ from u2moe.runtime.audio.files import find_audio
 from u2moe.runtime.bundle.functions import KERNELS_CONTRACT
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.cli import main
+from u2moe.runtime.decoding.ctc import PrefixBeamSearch
+from u2moe.runtime.decoding.native_search import NativeSearch
 from u2moe.runtime.graph.activation import ACTIVATIONS
 from u2moe.runtime.installation import install_command
 from u2moe.runtime.model import native
@@ -175,25 +177,27 @@ needs_kernels = pytest.mark.skipif(importlib.util.find_spec("u2moe_kernels") is 
 
 @needs_kernels
 @pytest.mark.slow
-def test_texts_are_about_those_of_onnxruntime_and_streams_leave_no_bit_behind():
+def test_texts_are_about_those_of_onnxruntime_and_streams_leave_no_bit_behind(quantized):
     """Float sums differ in the last bits, so some activations are rounded to another integer."""
     native, alone = (Recognizer.from_pretrained(kernels=kernels) for kernels in ("native", "onnxruntime"))
     assert native.model.kernels.native
+    for recognizer, kind in ((native, NativeSearch), (alone, PrefixBeamSearch)):
+        assert isinstance(recognizer.create_stream().state.utterance.search, kind)
     errors = WordErrors()
     for clip in find_audio([DEMO_FOLDER / "clips"]):
         errors.add(alone.transcribe(clip).text, native.transcribe(clip).text)
     assert errors.num_words > 10
     assert errors.rate < 0.25
     # Kernels keep projected positions. A model that has encoded with other contexts still equals a new one
-    features = Bundle.open(DEMO_FOLDER).manifest.features
-    frames = fbank(speech(6.0, features.sample_rate), features)
+    bundle, settings = quantized("int8"), SessionSettings(kernels="native")
+    frames = fbank(speech(6.0, 16_000), bundle.manifest.features)
     contexts = [(16, 4), (None, -1), (5, 2), (16, -1), (1, 3)]
 
     def encoded(model, context):
         return model.encode(frames, chunk_size=context[0], num_left_chunks=context[1])
 
-    expected = [encoded(Recognizer.from_pretrained(kernels="native").model, context) for context in contexts]
-    used = Recognizer.from_pretrained(kernels="native").model
+    expected = [encoded(bundle.load(settings), context) for context in contexts]
+    used = bundle.load(settings)
     for context, one in [*zip(contexts, expected, strict=True)] * 2:
         np.testing.assert_array_equal(encoded(used, context), one)
 

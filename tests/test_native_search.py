@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from language_models import random_arpa
 from searches import HOTWORDS, VOCABULARY, random_frames
 
-from u2moe.runtime import Grammar, LanguageModelOptions, Recognizer
+from u2moe.runtime import Grammar, LanguageModelOptions
 from u2moe.runtime.decoding import native_search
 from u2moe.runtime.decoding.context import ContextGraph, parse_hotwords
 from u2moe.runtime.decoding.ctc import PrefixBeamSearch
@@ -146,8 +146,3 @@ def test_other_threads_run_during_a_search(library):
     is_done.set()
     thread.join()
     assert num_counted > 1
-
-
-@pytest.mark.parametrize(("kernels", "kind"), [("onnxruntime", PrefixBeamSearch), ("auto", NativeSearch)])
-def test_recognisers_choose_by_their_kernels(library, kernels, kind):
-    assert isinstance(Recognizer.from_pretrained(kernels=kernels).create_stream().state.utterance.search, kind)

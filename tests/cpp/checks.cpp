@@ -1,4 +1,4 @@
-// Checks for tests/test_cpp.py of parts of runtime/cpp that the example program does not show.
+// Checks for tests/toys/compiled.py of parts of runtime/cpp that the example program does not show.
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -425,6 +425,27 @@ void print_grammars(const char* letters) {
   }
 }
 
+// Print the errors of grammars, each a file of lines, for the vocabulary in a file.
+void print_refusals(const char* tokens, char** files) {
+  const core::Vocabulary vocabulary = core::Vocabulary::parse(read_text(tokens), "vocabulary");
+  for (; *files; ++files) {
+    try {
+      core::PhraseGraph(core::grammar_lines(read_text(*files)), vocabulary, 0);
+    } catch (const core::Error& error) {
+      std::puts(error.what());
+    }
+  }
+}
+
+// Print the error of each bundle, opened and used for a recording.
+void use_each(const char* recording, char** bundles) {
+  int rate = 0;
+  const std::vector<float> samples = read_all(recording, rate);
+  for (; *bundles; ++bundles) {
+    expect_error([&] { recognize(u2moe::Recognizer(*bundles), samples, rate, samples.size(), {}, text_of); });
+  }
+}
+
 // Print whether each file is JSON, or its error.
 void read_json(char** files) {
   for (; *files; ++files) {
@@ -467,6 +488,8 @@ int main(int argc, char** argv) {
     }
     if (what == "hotwords") print_hotwords(argv);
     if (what == "grammars") print_grammars(argv[2]);
+    if (what == "bad-grammars") print_refusals(argv[2], argv + 3);
+    if (what == "each") use_each(argv[2], argv + 3);
     if (what == "signed") demand_signature(argv);
     if (what == "json") read_json(argv + 2);
     return 0;

@@ -1,4 +1,4 @@
-// Separate feeding and decoding, for tests/test_cpp_threads.py, with only u2moe.hpp: threads COMMAND BUNDLE SAMPLES [FILE].
+// Separate feeding and decoding, for tests/test_threads_of_cpp.py, with only u2moe.hpp: threads COMMAND BUNDLE SAMPLES [FILE].
 // Samples have 16 bits at 16 kHz. Prints values to compare.
 #include <atomic>
 #include <chrono>

@@ -25,33 +25,6 @@ BUILDS = {
     "mingw": ("x86_64-w64-mingw32-g++-posix", WINDOWS, ["wine"], {"avx2", "scalar"}),
 }  # fmt: skip
 """Builds by name: compiler, CMake options, runner of the program, and instruction sets that must take part."""
-FUSED = """
-#include <cstddef>
-#include <cstdio>
-#include <random>
-#include "vectors/scalar.h"
-
-int main() {
-  std::mt19937 random;
-  const auto sign = [&] { return random() & 1 ? 1.0f : -1.0f; };
-  int different = 0;
-  for (int i = 0; i < 2000000; i++) {
-    float a, b, c;
-    if (i & 1) {  // the sum is as near to the middle between two floats as it can be
-      const float k = random() % 64 * 0x1p-23f;
-      a = 1 + k, b = std::ldexp((1 - k) * sign(), -23 - int(random() % 3));
-      c = (1 + random() % 1024 * 0x1p-23f) * sign();
-    } else {  // any bits
-      for (float* x : {&a, &b, &c}) { const uint32_t bits = random(); std::memcpy(x, &bits, 4); }
-    }
-    const float expected = std::fma(a, b, c), found = Scalar::fused(a, b, c);
-    different += expected == expected ? std::memcmp(&expected, &found, 4) != 0 : found == found;
-  }
-  std::printf("%d\\n", different);
-  return 0;
-}
-"""
-"""Compares with the C library's function, which is exact in glibc."""
 
 
 @pytest.mark.endurance  # `make test` builds the wheel with warnings as errors
@@ -79,9 +52,8 @@ def test_no_warning_and_the_same_results(name, tmp_path):
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries may round twice")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 def test_scalar_multiplications_and_additions_are_rounded_once(tmp_path):
-    (tmp_path / "fused.cpp").write_text(FUSED, encoding="utf-8")
     flags = ["-O2", "-std=c++17", "-ffp-contract=off", f"-I{SOURCE / 'source'}"]
-    printed("g++", *flags, "-o", tmp_path / "fused", tmp_path / "fused.cpp")
+    printed("g++", *flags, "-o", tmp_path / "fused", Path(__file__).with_name("fused.cpp"))
     assert printed(tmp_path / "fused") == "0\n"
 
 
