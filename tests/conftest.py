@@ -345,21 +345,6 @@ def sounddevice(monkeypatch):
 
 
 @pytest.fixture
-def handed_options(monkeypatch):
-    """Return the provider options passed to each session, because providers without a device do not report them."""
-    import onnxruntime  # noqa: PLC0415
-
-    create, handed = onnxruntime.InferenceSession, []
-
-    def session(*arguments, provider_options, **settings):
-        handed.append(provider_options)
-        return create(*arguments, provider_options=provider_options, **settings)
-
-    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
-    return handed
-
-
-@pytest.fixture
 def new_page(browser):
     """Open pages in the `browser` fixture of the module, which sets the microphone's input; see `opened_pages`."""
     with opened_pages(browser) as open_page:

@@ -16,7 +16,6 @@ from importlib.util import find_spec
 import pytest
 
 from u2moe.runtime import BundleError, Recognizer, bundle_location
-from u2moe.runtime.bundle_location import is_repository
 
 needs_client = pytest.mark.skipif(find_spec("huggingface_hub") is None, reason="needs the extra hub")
 PROGRAM = """\
@@ -128,37 +127,26 @@ def client(address, home, **environment):
 
 @needs_client
 @pytest.mark.slow
-def test_a_bundle_comes_from_a_hub_and_is_kept(hub, tmp_path):
+def test_a_bundle_is_fetched_and_kept_and_pushed_whole_or_not_at_all(hub, bundle, tmp_path):
+    """A push adds a card if there is none and is one commit, from which the same bundle can be loaded."""
     server, address = hub
     told = "BundleError: {}: is not a local folder, and cannot be fetched from the hub: "
-    with client(address, tmp_path) as run:
+    settings = {"HF_TOKEN": "hf_any", "HF_HUB_DISABLE_XET": "1"}  # the server above does not support Xet
+    with client(address, tmp_path / "home", **settings) as run:
         server.limit = 1000
         assert told.format("org/name") in run("org/name")
         server.limit = None
         assert run("org/name").endswith("org--name")  # fetches missing files
-        assert run("org/name@v1").endswith("org--name@v1")
         assert told.format("org/other") in run("org/other")
         server.files["tokens.txt"] = server.files["tokens.txt"][:-1] + b" "  # same size
         assert "IntegrityError: " in run("org/name@v2")
-    with client(address, tmp_path, HF_HUB_OFFLINE="1") as run:
-        assert run("org/name@v1").endswith("org--name@v1")
-
-
-@needs_client
-@pytest.mark.slow
-def test_a_bundle_is_pushed_whole_or_not_at_all(hub, quantized, tmp_path):
-    """A push adds a card if there is none and is one commit, from which the same bundle can be loaded."""
-    server, address = hub
-    before, bundle = dict(server.files), quantized("int8").path
-    settings = {"HF_TOKEN": "hf_any", "HF_HUB_DISABLE_XET": "1"}  # the server above does not support Xet
-    with client(address, tmp_path / "home", **settings) as run:
-        server.breaks = True
-        found = run("push", bundle, "org/name@v1")
+        before, server.breaks = dict(server.files), True
+        found = run("push", bundle.path, "org/name@v1")
         assert "error: org/name@v1: cannot be published: " in found
         assert found.endswith("\n1")
         assert server.files == before
         server.breaks = False
-        found = run("push", bundle, "org/name@v1")
+        found = run("push", bundle.path, "org/name@v1")
         assert f"{address}/org/name/commit/aaaa" in found
         assert found.endswith("\n0")
         card = server.files["README.md"].decode()
@@ -167,22 +155,21 @@ def test_a_bundle_is_pushed_whole_or_not_at_all(hub, quantized, tmp_path):
         assert "u2moe transcribe --model org/name@v1 talk.mp3" in card
         assert run("org/name@v1").endswith("org--name@v1")
         server.files["README.md"] = b"the author's own"
-        assert "README.md" not in (run("push", bundle, "org/name@v1"), server.files)[1]
-        damaged = shutil.copytree(bundle, tmp_path / "damaged")
+        assert "README.md" not in (run("push", bundle.path, "org/name@v1"), server.files)[1]
+        damaged = shutil.copytree(bundle.path, tmp_path / "damaged")
         (damaged / "tokens.txt").write_bytes((damaged / "tokens.txt").read_bytes()[:-1] + b" ")
         assert "tokens.txt" in run("push", damaged, "org/name@v1")
-        assert run("push", bundle, "name").endswith("\n1")
+        assert run("push", bundle.path, "name").endswith("\n1")
+    with client(address, tmp_path / "home", HF_HUB_OFFLINE="1") as run:
+        assert run("org/name@v1").endswith("org--name@v1")
 
 
-def test_without_the_client_the_extra_is_named(monkeypatch, tmp_path):
+def test_without_the_client_the_extra_is_named_and_paths_are_no_repositories(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(BundleError, match=r"org/name: no such folder; to .* hub, run pip install '\.\[hub\]'"):
         Recognizer.from_pretrained("org/name")
     (tmp_path / "org" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert str(bundle_location.find_bundle("org/name")) == os.path.join("org", "name")  # noqa: PTH118 - a folder takes precedence
-
-
-@pytest.mark.parametrize("name", ["bundle", "/exp/bundle", "./bundle", "a/b/c", "../bundle", "org/name@"])
-def test_paths_are_no_repositories(name):
-    assert not is_repository(name)
+    paths = ("bundle", "/exp/bundle", "./bundle", "a/b/c", "../bundle", "org/name@")
+    assert not any(map(bundle_location.is_repository, paths))

@@ -1,6 +1,5 @@
 """Signatures of bundles: Python signs; Python, C, JavaScript and openssl verify."""
 
-import json
 import shutil
 import subprocess
 
@@ -21,27 +20,13 @@ def keys(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def signed(bundle, keys, tmp_path_factory):
-    """Return a bundle signed with the old and the new key on the command line."""
     folder = shutil.copytree(bundle.path, tmp_path_factory.mktemp("signed") / "bundle")
     assert main(["sign", str(folder), *[f"--key={keys['folder'] / name}" for name in ("old", "new")]]) == 0
     return folder
 
 
-def changed_signature(change):
-    """Return a function that changes the content of a signature file."""
-
-    def damage(folder):
-        file = folder / "bundle.sig"
-        content = json.loads(file.read_text(encoding="utf-8"))
-        change(content)
-        file.write_text(json.dumps(content), encoding="utf-8")
-
-    return damage
-
-
-def swapped(content):
-    signatures = content["signatures"]
-    signatures.update(zip(signatures, list(signatures.values())[::-1], strict=True))
+def with_signatures(change):
+    return lambda folder: edit_manifest(folder, lambda content: change(content["signatures"]), "bundle.sig")
 
 
 WRONG = [
@@ -49,12 +34,15 @@ WRONG = [
     (lambda folder: (folder / "bundle.sig").write_bytes(b"{"), ["old"], "bundle.sig: "),
     (lambda folder: (folder / "bundle.sig").write_bytes(b"\xff"), ["old"], "bundle.sig: "),
     (lambda folder: (folder / "bundle.sig").write_text("[]"), ["old"], "bundle.sig: "),
-    (changed_signature(lambda content: content.update(version=2)), ["old"], "bundle.sig: version must be 1, got 2"),
-    (changed_signature(lambda content: content.update(signatures=[])), ["old"], "bundle.sig: signatures must be"),
-    (changed_signature(swapped), ["old", "new"], "bundle.sig: does not match this bundle.json"),
-    (changed_signature(lambda content: content["signatures"].clear()), ["old"], "bundle.sig: is signed by nobody, exp"),
-    (changed_signature(lambda content: content["signatures"].update(dict.fromkeys(content["signatures"], "AAAA"))),
-     ["new"], "bundle.sig: does not match this bundle.json"),
+    (lambda folder: edit_manifest(folder, lambda content: content.update(version=2), "bundle.sig"), ["old"],
+     "bundle.sig: version must be 1, got 2"),
+    (lambda folder: edit_manifest(folder, lambda content: content.update(signatures=[]), "bundle.sig"), ["old"],
+     "bundle.sig: signatures must be"),
+    (with_signatures(lambda given: given.update(zip(given, [*given.values()][::-1], strict=True))), ["old", "new"],
+     "bundle.sig: does not match this bundle.json"),
+    (with_signatures(lambda given: given.clear()), ["old"], "bundle.sig: is signed by nobody, exp"),
+    (with_signatures(lambda given: given.update(dict.fromkeys(given, "AAAA"))), ["new"],
+     "bundle.sig: does not match this bundle.json"),
     (lambda folder: edit_manifest(folder, lambda manifest: manifest.update(producer="me")), ["old"],
      "bundle.sig: does not match this bundle.json"),
     # The content does not matter, because an unsigned manifest is not parsed.

@@ -1,20 +1,25 @@
-"""The C++ program on emulated systems: Windows in wine, and processors of small boards in qemu."""
+"""The C++ program on emulated systems: Windows in wine, and processors of small boards in qemu; and graphs of fixed
+shape in the simulator of Qualcomm's HTP, which onnxruntime-qnn has for Linux on x86-64."""
 
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import conformance
+import numpy as np
+import onnxruntime
 import pytest
 import soundfile
 from browsing import BROWSER
 from compiled import CHECKS, ROOT, SOURCE, cmake
 from conformance import assert_same_segments, recognized
 
+from u2moe.export import convert_static
 from u2moe.runtime import Recognizer, SessionSettings
 from u2moe.runtime.audio.files import find_audio
 from u2moe.runtime.bundle_location import DEMO_FOLDER
@@ -42,7 +47,6 @@ int main(int, char** argv) {
 
 
 def run(*command, **settings):
-    """Return the output of a command that succeeds."""
     done = subprocess.run(list(map(str, command)), capture_output=True, check=False, **settings)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.decode()
@@ -54,7 +58,6 @@ def segments(output):
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
-    """Write files of the clips from 40 positions, some within a word."""
     folder = tmp_path_factory.mktemp("recordings")
     clips = [soundfile.read(clip, dtype="int16")[0] for clip in find_audio([DEMO_FOLDER / "clips"])]
     files = []
@@ -151,3 +154,24 @@ def test_musl_computes_the_cases_as_python(tmp_path):
     for kind in conformance.COMPUTED:
         found = run(tmp_path / "cases", kind, conformance.FOLDER / f"{kind}.json")
         conformance.assert_same(kind, json.loads(found))
+
+
+@pytest.mark.parametrize("network", ["moe_tiny", "dense_tiny"])
+def test_simulator_of_qualcomm(network, exported, clips, tmp_path):
+    """Context binaries are made and loaded without CPU fallback, and have the best tokens of the float graph."""
+    pytest.importorskip("onnxruntime_qnn", reason="needs Linux on x86-64, and pip install onnxruntime-qnn")
+    files = sorted(clips.glob("*.wav"))
+    folder = convert_static(exported(network), tmp_path / "static", recordings=files, qdq=True).path
+    names = [each["name"] for each in json.loads((folder / "static.json").read_text())["inputs"]]
+    samples = [{name: np.load(folder / "calibration" / f"{row}_{name}.npy") for name in names} for row in range(8)]
+    plain = onnxruntime.InferenceSession(folder / "static.onnx")
+    expected = [plain.run(["log_probs"], sample)[0].argmax(-1) for sample in samples]
+    example = runpy.run_path(str(ROOT / "examples" / "npu" / "qualcomm.py"))
+    for compiled, least in ((), 0.98), (("qdq",), 0.9):
+        example["main"]("compile", str(folder), *compiled)
+        assert (folder / "static_ctx_qnn.bin").stat().st_size > 100_000
+        runner = example["QualcommRunner"](folder)
+        found = [runner.run(sample)["log_probs"].argmax(-1) for sample in samples]
+        assert np.mean([one == other for one, other in zip(expected, found, strict=True)]) >= least
+        for file in folder.glob("static_ctx*"):
+            file.unlink()

@@ -14,11 +14,13 @@ from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, Recogni
 from u2moe.runtime.audio.files import find_audio
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.bundle_location import DEMO_FOLDER
+from u2moe.runtime.corpus.lists import read_recordings
 from u2moe.runtime.decoding.pipeline import Observer
 from u2moe.runtime.decoding.rescoring import attention_rescoring
 from u2moe.runtime.decoding.stream_state import StreamState
 from u2moe.runtime.model.encoder import Windows
 from u2moe.runtime.model.features import fbank
+from u2moe.runtime.text.word_errors import words
 
 pytestmark = pytest.mark.slow
 
@@ -181,28 +183,80 @@ def check_long_file(clips, seconds, file, options):
         assert measured[-1][1] < MOST_GROWTH * early_mb
 
 
-def losing(put_back):
-    return lambda self, features: put_back(self, features[40:])
-
-
-def repeating(put_back):
-    return lambda self, features: put_back(self, np.concatenate([features[:40], features]))
-
-
-def without_the_last_frame(advance):
-    return lambda self, frames, caches: advance(self, frames[:-1], caches)
-
-
-@pytest.mark.parametrize(
-    ("owner", "name", "fault"),
-    [(Windows, "put_back", losing), (Windows, "put_back", repeating), (StreamState, "advance", without_the_last_frame)],
-)
+@pytest.mark.parametrize(("owner", "name", "changed", "is_lost"), [
+    (Windows, "put_back", lambda features: features[40:], True),
+    (Windows, "put_back", lambda features: np.concatenate([features[:40], features]), False),
+    (StreamState, "advance", lambda frames: frames[:-1], True),
+])  # fmt: skip
 @pytest.mark.usefixtures("short_windows")
-def test_what_is_lost_or_doubled_at_cuts_is_found(clips, tmp_path, owner, name, fault, monkeypatch):
-    monkeypatch.setattr(owner, name, fault(getattr(owner, name)))
+def test_what_is_lost_or_doubled_at_cuts_is_found(clips, tmp_path, owner, name, changed, is_lost, monkeypatch):
+    work = getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda self, frames, *more: work(self, changed(frames), *more))
     num_samples = write_long(tmp_path / "long.wav", clips, 20.0)
     recognizer, utterances = logged(PLAIN)
     recognizer.transcribe(tmp_path / "long.wav")
     assert num_different(recognizer, utterances, tmp_path / "long.wav") >= 2
     num_lost, _ = lost_and_doubled(recognizer, utterances, num_samples)
-    assert (num_lost > 0) == (fault in (losing, without_the_last_frame))
+    assert (num_lost > 0) == is_lost
+
+
+# -------------------- a video of several hours with two audio tracks
+
+CODECS = {"mp4": "aac", "mkv": "libopus"}
+VIDEO_RATE, FRAMES_PER_S, VIDEO_HOURS = 48_000, 5, 3
+
+
+def write_minute(av, file, codec):
+    """Write a minute of noise video with two tracks, silence and the clips; return its seconds and spoken words."""
+    recordings = read_recordings(DEMO_FOLDER / "clips" / "transcripts.txt")
+    pause = np.zeros(2 * VIDEO_RATE, np.float32)
+    spoken = np.tile(
+        np.concatenate([part for item in recordings for part in (read_audio(item.path, VIDEO_RATE), pause)]), 4
+    )
+    random = np.random.default_rng(0)
+    with av.open(file, "w") as container:
+        video = container.add_stream("mpeg4", rate=FRAMES_PER_S, width=64, height=48, pix_fmt="yuv420p")
+        tracks = [container.add_stream(codec, rate=VIDEO_RATE, layout="mono") for _ in range(2)]
+        for _ in range(int(len(spoken) / VIDEO_RATE * FRAMES_PER_S)):
+            image = random.integers(0, 255, (48, 64, 3), np.uint8)
+            container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        for track, samples in zip(tracks, (0 * spoken, spoken), strict=True):
+            resampler = av.AudioResampler(track.format.name, "mono", VIDEO_RATE, track.codec_context.frame_size)
+            frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+            frame.rate = VIDEO_RATE
+            for part in resampler.resample(frame):
+                container.mux(track.encode(part))
+            container.mux(track.encode())
+        container.mux(video.encode())
+    return len(spoken) / VIDEO_RATE, 4 * sum(len(words(item.transcript)) for item in recordings)
+
+
+def write_video(av, file, codec):
+    minute = file.with_name(f"minute{file.suffix}")
+    minute_s, num_words = write_minute(av, minute, codec)
+    count = round(3600 * VIDEO_HOURS / minute_s)
+    with av.open(file, "w") as container:
+        tracks = None
+        for number in range(count):
+            with av.open(minute) as source:
+                tracks = tracks or [container.add_stream_from_template(stream) for stream in source.streams]
+                for packet in source.demux():
+                    if packet.pts is not None and packet.dts is not None and packet.time_base:
+                        shift = round(number * minute_s / packet.time_base)
+                        packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+                        packet.stream = tracks[packet.stream_index]
+                        container.mux(packet)
+    return count * num_words
+
+
+@pytest.mark.endurance
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("suffix", CODECS)
+def test_the_second_track_is_heard_in_flat_memory(suffix, tmp_path):
+    num_words = write_video(pytest.importorskip("av"), tmp_path / f"video.{suffix}", CODECS[suffix])
+    memory, options = [], {"track": 1, "on_progress": lambda seconds: memory.append((seconds, resident_mb()))}
+    segments = Recognizer.from_pretrained().segments(tmp_path / f"video.{suffix}", **options)
+    num_recognised = sum(len(words(segment.text)) for segment in segments)
+    assert num_recognised == pytest.approx(num_words, rel=0.1)  # the other track is silent
+    early_mb = next(mb for seconds, mb in memory if seconds > 360 * VIDEO_HOURS)
+    assert memory[-1][1] < MOST_GROWTH * early_mb

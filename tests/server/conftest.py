@@ -3,18 +3,17 @@
 import contextlib
 import functools
 import json
-import os
 import re
 import socket
 import subprocess
 import sys
 import threading
-import time
 
 import httpx
 import numpy as np
 import pytest
 import soundfile
+from dialects import PATIENCE_S, wait_until
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
@@ -30,8 +29,6 @@ from u2moe.runtime.server.protocols import PROTOCOLS, rest
 from u2moe.runtime.server.server import Server
 from u2moe.runtime.server.service import Service
 
-PATIENCE_S = 120
-"""Seconds after which an operation counts as hanging. The machine may be busy."""
 rest._SILENCE_S = PATIENCE_S  # otherwise responses begin early, before an error is known
 models._MEASURED_S = 0.5  # the start of a server would take longest
 STREAMING = DecodingOptions(chunk_size=16, num_left_chunks=4, endpoint=EndpointConfig())
@@ -59,7 +56,6 @@ def speech():
 
 @pytest.fixture(scope="session")
 def talk(tmp_path_factory):
-    """Return a WAV file of `speech`."""
     file = tmp_path_factory.mktemp("talk") / "talk.wav"
     soundfile.write(file, make_speech(), 16_000)
     return file
@@ -120,12 +116,10 @@ class Client:
         return messages
 
     def close_code(self):
-        """Close code of the server, after all messages are read."""
         self.rest()
         return self.websocket.close_code
 
     def start(self, **options):
-        """Begin a conversation of u2moe's own protocol."""
         self.tell(**options)
         ready = self.receive()
         assert ready["type"] == "ready", ready
@@ -145,12 +139,13 @@ def open_client(url, **settings):
 
 @pytest.fixture(scope="session")
 def client_of():
-    """Return a context manager that opens a client for a URL."""
     return open_client
 
 
 class RunningServer:
     """A server in a thread. `stop` has the effect of SIGTERM."""
+
+    wait_until = staticmethod(wait_until)
 
     def __init__(self, recognizer, options):
         self.sockets = open_sockets(options, contextlib.ExitStack())
@@ -214,14 +209,14 @@ class RunningServer:
         url = f"{self.url}/v1/audio/transcriptions"
         return httpx.post(url, **{"trust_env": False, "timeout": PATIENCE_S, **content})
 
+    def recognised(self, samples, block_len=4000, **options):
+        with self.connect() as client:
+            client.start(**options)
+            client.play(samples, block_len)
+            return client.finish()
+
     def metric(self, name, label=None):
         return self.service.metrics.total(name, label)
-
-    def wait_until(self, holds):
-        deadline = time.monotonic() + PATIENCE_S
-        while not holds():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
 
     def wait_until_empty(self):
         self.wait_until(lambda: self.metric("streams") == 0 and self.metric("files") == 0)
@@ -249,15 +244,11 @@ class HeldRecognizer:
 
     def __init__(self, recognizer):
         self._recognizer = recognizer
-        self.is_held = threading.Event()
-        self.may_go_on = threading.Event()
-        self.failure = None
+        self.is_held, self.may_go_on, self.failure = threading.Event(), threading.Event(), None
+        self.release = self.may_go_on.set
 
     def __getattr__(self, name):
         return getattr(self._recognizer, name)
-
-    def release(self):
-        self.may_go_on.set()
 
     def decode_streams(self, streams):
         if threading.current_thread().name == "u2moe-scheduler":
@@ -284,13 +275,13 @@ def held(demo):
 
 
 @contextlib.contextmanager
-def start_process(*options, before="", command=(sys.executable,), early=None, **environment):
+def start_process(*options, before="", early=None):
     """Start `u2moe serve` on free ports after code `before`, and yield it when it is ready, with `said`, `urls` and the
     function `read_to`. The signal `early` is sent during the start. It is killed at the end if it still runs."""
     before += f"\nfrom u2moe.runtime.server import models\nmodels._MEASURED_S = {models._MEASURED_S}"
-    command = [*command, "-c", f"{before}\nfrom u2moe.runtime.cli import main\nraise SystemExit(main())", "serve"]
-    settings = {"stderr": subprocess.PIPE, "text": True, "env": {**os.environ, **environment}}
-    with subprocess.Popen([*command, "--port", "0", *options], **settings) as process:
+    code = f"{before}\nfrom u2moe.runtime.cli import main\nraise SystemExit(main())"
+    command = [sys.executable, "-c", code, "serve", "--port", "0", *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
 
         def read_to(text):
             line = ""
@@ -312,7 +303,6 @@ def start_process(*options, before="", command=(sys.executable,), early=None, **
 
 @pytest.fixture(scope="session")
 def serving():
-    """Return a context manager that starts a server process with options."""
     return start_process
 
 
@@ -334,7 +324,6 @@ def assert_hotwords(monkeypatch, demo):
 
 @pytest.fixture(scope="session")
 def server(running):
-    """Return the server that most tests share."""
     with running(
         capacity=50, protocol_ports={name: 0 for name, each in PROTOCOLS.items() if each.may_have_port}
     ) as server:

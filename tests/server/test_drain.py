@@ -7,59 +7,55 @@ import shutil
 import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
 import numpy as np
 import pytest
-from dialects import END, START, audio_messages
-from websockets.exceptions import ConnectionClosed
+from dialects import END, PATIENCE_S, REALTIME, START, audio_messages
 
 from u2moe.runtime.decoding.stream_state import SearchWords
 from u2moe.runtime.server.accounts import Admission, Lateness
 from u2moe.runtime.server.errors import UnavailableError
 from u2moe.runtime.server.log import Metrics
 
-PATIENCE_S = 120
 
-
-@pytest.fixture(scope="session")
-def pause(expected):
-    """Return the sample in the pause after the first segment."""
-    return round((expected().segments[1].start - 0.05) * 16_000)
-
-
-def test_an_utterance_is_finished_then_the_connection_is_closed_and_nobody_is_let_in(running, speech, expected, pause):
-    with running(drain_s=PATIENCE_S) as server, httpx.Client(base_url=server.url, trust_env=False) as http:
+def test_utterances_are_finished_the_silent_are_closed_at_once_and_nobody_is_let_in(running, speech, expected):
+    pause = round((expected().segments[1].start - 0.05) * 16_000)  # after the first segment
+    with (
+        running(drain_s=PATIENCE_S) as server,
+        httpx.Client(base_url=server.url, trust_env=False) as http,
+        contextlib.ExitStack() as stack,
+    ):
         assert http.get("/readyz").status_code == 200
-        with server.connect() as client:
-            client.start()
-            client.play(speech()[:24_000])
-            client.wait_for_text()
-            server.stop()
-            server.wait_until(lambda: not server.service.is_ready)
-            assert http.get("/readyz").status_code == 503  # on the existing connection
-            assert http.get("/healthz").status_code == 200
-            with server.connect() as late:
-                assert late.close_code() == 1001
-            assert server.post(files={"file": b""}).status_code == 503
-            client.play(speech()[24_000:pause])
-            finals = [event["text"] for event in client.receive_until("done") if event["type"] == "final"]
-            assert finals == [expected().segments[0].text]
-            assert client.close_code() == 1001
-        server.join()
-
-
-def test_those_that_say_nothing_are_closed_at_once(running):
-    with running(drain_s=PATIENCE_S) as server, contextlib.ExitStack() as stack:
-        clients = {path: stack.enter_context(server.connect(path)) for path in START}
-        clients["/stream"].start()
-        clients["/stream"].play(np.zeros(32_000, np.int16))
-        server.wait_until(lambda: server.metric("streams") == len(START))
+        silent = {path: stack.enter_context(server.connect(path)) for path in START}
+        silent["/stream"].start()
+        silent["/stream"].play(np.zeros(32_000, np.int16))
+        client, vosk = (stack.enter_context(server.connect(path)) for path in ("/stream", "/vosk"))
+        client.start()
+        client.play(speech()[:24_000])
+        client.wait_for_text()
+        vosk.tell(config={"sample_rate": 16000})
+        vosk.send(speech()[:24_000].tobytes())
+        assert vosk.receive()["partial"]
+        server.wait_until(lambda: server.metric("streams") == len(START) + 2)
         server.stop()
-        assert {path: client.close_code() for path, client in clients.items()} == dict.fromkeys(START, 1001)
+        assert {path: each.close_code() for path, each in silent.items()} == dict.fromkeys(START, 1001)
+        assert http.get("/readyz").status_code == 503  # on the existing connection
+        assert http.get("/healthz").status_code == 200
+        with server.connect() as late:
+            assert late.close_code() == 1001
+        assert server.post(files={"file": b""}).status_code == 503
+        client.play(speech()[24_000:pause])
+        finals = [event["text"] for event in client.receive_until("done") if event["type"] == "final"]
+        answer = {}
+        for block in np.split(speech()[24_000:], range(8000, len(speech()) - 24_000, 8000)):
+            vosk.send(block.tobytes())
+            if "text" in (answer := vosk.receive()):  # it waits for an answer to each block
+                break
+        assert finals == [answer["text"]] == [expected().segments[0].text]
+        assert client.close_code() == vosk.close_code() == 1001
         server.join()
 
 
@@ -77,100 +73,55 @@ def test_who_speaks_without_end_is_cut_off_with_what_was_recognised(running, spe
 
 
 @pytest.mark.parametrize("is_in_time", [True, False])
-@pytest.mark.parametrize("path", ["/sherpa-offline", "/v1/realtime"])
-def test_what_a_client_ends_itself_is_whole_or_an_error(running, speech, expected, path, is_in_time):
-    messages = audio_messages(path, speech())
-    if path == "/v1/realtime":
-        audio = {"format": {"type": "audio/pcm", "rate": 16_000}, "turn_detection": None}
-        update = {"type": "session.update", "session": {"audio": {"input": audio}}}
-        messages = [json.dumps(update), *messages, END[path]]
-    with running(drain_s=PATIENCE_S if is_in_time else 0.5) as server, server.connect(path) as client:
-        middle = len(messages) // 2  # in a pause
-        for part in messages[:middle]:
-            client.send(part)
+def test_what_a_client_ends_itself_is_whole_or_an_error(running, speech, expected, is_in_time):
+    offline, realtime = (audio_messages(path, speech()) for path in ("/sherpa-offline", "/v1/realtime"))
+    update = REALTIME % '{"format": {"type": "audio/pcm", "rate": 16000}, "turn_detection": null}'
+    messages = {"/sherpa-offline": offline, "/v1/realtime": [update, *realtime, END["/v1/realtime"]]}
+    with running(drain_s=PATIENCE_S if is_in_time else 0.5) as server, contextlib.ExitStack() as stack:
+        clients = {path: stack.enter_context(server.connect(path)) for path in messages}
+        for path, client in clients.items():
+            for part in messages[path][: len(messages[path]) // 2]:  # to a pause
+                client.send(part)
         scheduler = server.service.scheduler
-        server.wait_until(lambda: any(each.duration > 4 and each.queued_s < 1 for each in scheduler.streams))
+        server.wait_until(lambda: sum(each.duration > 4 and each.queued_s < 1 for each in scheduler.streams) == 2)
         server.stop()
         server.wait_until(lambda: not server.service.is_ready)
-        for part in messages[middle:] if is_in_time else ():
-            client.send(part)
-        said = []
-        with contextlib.suppress(ConnectionClosed):
-            while True:
-                said.append(client.receive())
-        assert client.websocket.close_code == 1001
-        texts = [event[name] for event in said for name in ("text", "transcript") if name in event]
-        assert texts == ([expected().text] if is_in_time else [])
+        for path, client in clients.items():
+            for part in messages[path][len(messages[path]) // 2 :] if is_in_time else ():
+                client.send(part)
+            events = [json.loads(event) for event in client.rest()]
+            assert client.websocket.close_code == 1001
+            texts = [event[name] for event in events for name in ("text", "transcript") if name in event]
+            assert texts == ([expected().text] if is_in_time else [])
         server.join()
-
-
-def test_vosk_gets_the_answer_it_waits_for(running, speech):
-    blocks = [speech()[start : start + 8000].tobytes() for start in range(0, len(speech()), 8000)]
-    with running() as server, server.connect("/vosk") as client:
-        client.tell(config={"sample_rate": 16000})
-        client.send(b"".join(blocks[:3]))
-        assert client.receive()["partial"]
-        server.stop()
-        server.wait_until(lambda: not server.service.is_ready)
-        answer = {}
-        for block in blocks[3:]:
-            client.send(block)
-            if "text" in (answer := client.receive()):
-                break
-        assert answer["text"]
-        assert client.close_code() == 1001
-        server.join()
-
-
-def test_a_file_is_finished(running, held, talk):
-    with running(held, drain_s=PATIENCE_S) as server, ThreadPoolExecutor() as pool:
-        posting = pool.submit(server.post, files={"file": talk.read_bytes()})
-        assert held.is_held.wait(PATIENCE_S)
-        server.stop()
-        server.wait_until(lambda: not server.service.is_ready)
-        held.release()
-        server.join()
-    assert posting.result().json()["text"] == held.transcribe(talk).text
-
-
-@pytest.mark.parametrize(("number", "status", "more"), [
-    (signal.SIGINT, 130, ["--host", "unix:{}"]), (signal.SIGTERM, 0, ["--workers", "2", "--port", "0"])
-])  # fmt: skip
-def test_one_that_has_hardly_started_ends_at_once_and_removes_only_its_own_socket(tmp_path, number, status, more):
-    file = tmp_path / "socket"
-    command = [sys.executable, "-m", "u2moe", "serve", *(option.format(file) for option in more)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert "demo model" in process.stderr.readline()
-        assert "listening" in process.stderr.readline()
-        file.unlink(missing_ok=True)
-        file.write_text("of another", encoding="utf-8")
-        process.send_signal(number)
-        assert process.wait(PATIENCE_S) == status
-    assert file.read_text(encoding="utf-8") == "of another"
 
 
 NEW_NAMESPACE = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child")
 HAS_NAMESPACES = shutil.which("unshare") is not None and not subprocess.call(
     [*NEW_NAMESPACE, "true"], stderr=subprocess.DEVNULL
 )
+needs_namespaces = pytest.mark.skipif(not HAS_NAMESPACES, reason="needs process namespaces")
 
 
-@pytest.mark.skipif(not HAS_NAMESPACES, reason="needs process namespaces")
-def test_process_1_finishes_an_utterance(serving, client_of, speech, expected, pause):
+@pytest.mark.parametrize(("number", "status", "more", "before"), [
+    (signal.SIGINT, 130, ["--host", "unix:{}"], ()), (signal.SIGTERM, 0, ["--workers", "2", "--port", "0"], ()),
+    pytest.param(signal.SIGTERM, 0, ["--port", "0"], NEW_NAMESPACE, marks=needs_namespaces),
+])  # fmt: skip
+def test_one_that_has_hardly_started_ends_at_once_and_removes_only_its_own_socket(
+    tmp_path, number, status, more, before
+):
     """In a container, process 1 receives only signals that it handles."""
-    with serving("--capacity", "4", command=(*NEW_NAMESPACE, sys.executable)) as process:
-        (server,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii").split()
-        with client_of(f"{process.urls[0].replace('http', 'ws')}/stream") as client:
-            client.start()
-            client.play(speech()[:24_000])
-            client.wait_for_text()
-            os.kill(int(server), signal.SIGTERM)
-            process.read_to("finished first")
-            client.play(speech()[24_000:pause])
-            finals = [event["text"] for event in client.receive_until("done") if event["type"] == "final"]
-            assert finals == [expected().segments[0].text]
-            assert client.close_code() == 1001
-        assert process.wait(PATIENCE_S) == 0
+    file = tmp_path / "socket"
+    command = [*before, sys.executable, "-m", "u2moe", "serve", *(option.format(file) for option in more)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert "demo model" in process.stderr.readline()
+        assert "listening" in process.stderr.readline()
+        file.unlink(missing_ok=True)
+        file.write_text("of another", encoding="utf-8")
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        os.kill(int(children.read_text(encoding="ascii")) if before else process.pid, number)
+        assert process.wait(PATIENCE_S) == status
+    assert file.read_text(encoding="utf-8") == "of another"
 
 
 def test_each_protocol_says_that_it_is_full_and_a_place_is_free_again_when_its_client_leaves(running, speech, texts):

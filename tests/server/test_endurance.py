@@ -41,7 +41,6 @@ INTERNAL = 1011
 
 
 def damaged(messages, random):
-    """Return the messages with some damage."""
     found = list(messages)
     for _ in range(int(random.integers(1, 4))):
         if found:
@@ -58,7 +57,6 @@ def damaged(messages, random):
 
 
 async def converse(server, path, messages, *, is_lost=False):
-    """Send messages, lose the connection or read to the end, and return the outcome."""
     settings = {"proxy": None, "ping_interval": None, "max_queue": None}
     try:
         async with asyncio.timeout(PATIENCE_S), connect(f"ws://127.0.0.1:{server.port}{path}", **settings) as websocket:
@@ -77,7 +75,6 @@ async def converse(server, path, messages, *, is_lost=False):
 
 
 async def exchange(port, data):
-    """Send bytes over TCP and end the stream; return the outcome."""
     try:
         async with asyncio.timeout(PATIENCE_S):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -96,7 +93,6 @@ async def exchange(port, data):
 
 
 async def try_one(server, wyoming_port, protocol, seed, samples):
-    """Run one conversation of a protocol from a seed."""
     random = np.random.default_rng([seed, PROTOCOLS.index(protocol)])
     if protocol in START:
         return await converse(server, protocol, damaged(conversation(protocol, samples), random))
@@ -127,7 +123,6 @@ def apart():
 
 @pytest.fixture
 def inside(server):
-    """Return the tests' server for functions of the study."""
     return RunningServer(port=server.ports["http"], path="/sherpa", pid=os.getpid())
 
 

@@ -92,69 +92,47 @@ def test_what_is_wrong_is_answered(server, path, messages, complaint):
 
 
 @pytest.mark.parametrize("sample_rate", [16_000, 44_100])
-def test_finals_are_the_segments_of_transcribe(server, speech, expected, sample_rate):
-    with server.connect() as client:
-        client.start(sample_rate=sample_rate, nbest=100)
-        client.play(speech(sample_rate))
-        events = client.finish()
-    segments = [{"type": "final", **dataclasses.asdict(each)} for each in expected(sample_rate).segments]
-    assert len(segments) >= 2
-    assert [event for event in events if event["type"] == "final"] == json.loads(json.dumps(segments))
-    assert events[-1] == {"type": "done", "duration": round(len(speech(sample_rate)) / sample_rate, 3)}
-
-
-def test_partials_grow_before_each_final_also_of_small_fragments(server, speech, texts):
-    with server.connect() as client:
-        client.start()
-        client.play(speech(), block_len=1600)
-        events = client.finish()
-    for number, text in enumerate(texts):
-        *partials, final = [event for event in events if event.get("segment") == number]
-        assert partials
+def test_finals_are_the_segments_of_transcribe_and_partials_precede_them(server, speech, expected, sample_rate):
+    *events, done = server.recognised(speech(sample_rate), sample_rate=sample_rate, nbest=100)
+    segments = expected(sample_rate).segments
+    assert {event["segment"] for event in events} == set(range(len(segments))) >= {0, 1}
+    for number, segment in enumerate(segments):
+        *partials, final = [event for event in events if event["segment"] == number]
+        assert final == json.loads(json.dumps({"type": "final", **dataclasses.asdict(segment)}))
         assert {(event["type"], event["is_final"]) for event in partials} == {("partial", False)}
-        assert (final["type"], final["text"]) == ("final", text)
-    data = speech().tobytes()
-    with server.connect() as client:
-        client.start(partials=False)
-        client.send(data[start : start + 100] for start in range(0, len(data), 100))
-        assert [event["text"] for event in client.finish()[:-1]] == texts
+    assert done == {"type": "done", "duration": round(len(speech(sample_rate)) / sample_rate, 3)}
 
 
-def test_options_and_endpoint_rules_of_the_client(server, speech, texts):
+def test_options_and_endpoint_rules_of_the_client_also_in_small_fragments(server, speech, texts):
+    data = float32(speech())
     with server.connect() as client:
         client.start(encoding="pcm_f32le", partials=False, words=False)
-        client.play(speech().astype(np.float32) / np.float32(32768))
+        client.send(data[start : start + 200] for start in range(0, len(data), 200))
         events = client.finish()
     assert [event["type"] for event in events] == ["final"] * len(texts) + ["done"]
     assert [event["text"] for event in events[:-1]] == texts
     assert all("words" not in event and len(event["nbest"]) == 1 for event in events[:-1])
     rules = {"rule1": None, "rule2": None, "rule3": {"min_utterance_length": 3.0}, "pause": None, "turn": 0.1}
-    with server.connect() as client:
-        client.start(endpoint=rules, partials=False)
-        client.play(speech())
-        finals = client.finish()[:-1]
+    finals = server.recognised(speech(), endpoint=rules, partials=False)[:-1]
     assert len(finals) >= 3
     assert all(final["end"] - final["start"] <= 3.0 for final in finals)
 
 
 def test_nothing_said(server):
     before, num_open = server.metric("failures", "request"), server.server.connections.num_open
-    with server.connect() as client:
-        client.start()
-        client.play(np.zeros(80_000, np.int16))
-        assert [event["type"] for event in client.finish() if event["type"] != "partial"] == ["done"]
-    with server.connect() as client:
-        client.start()
-        assert client.finish() == [{"type": "done", "duration": 0.0}]
+    events = server.recognised(np.zeros(80_000, np.int16))
+    assert [event["type"] for event in events if event["type"] != "partial"] == ["done"]
+    assert server.recognised(b"") == [{"type": "done", "duration": 0.0}]
     server.wait_until(lambda: server.server.connections.num_open <= num_open)
     assert server.metric("failures", "request") == before  # although the client's close frame came last
 
 
-def speak_to_wenet(client, samples, **start):
+def speak_to_wenet(client, samples, late_len=0, **start):
     client.tell(signal="start", **start)
     assert client.receive() == {"status": "ok", "type": "server_ready"}
-    client.play(samples, block_len=8000)  # half a second, as WeNet's client sends
+    client.play(samples[: len(samples) - late_len], block_len=8000)  # half a second, as WeNet's client sends
     client.tell(signal="end")
+    client.play(samples[len(samples) - late_len :])
     return client.receive_until("speech_end")
 
 
@@ -163,9 +141,12 @@ def sentences(events, kind="final_result"):
     return [json.loads(event["nbest"]) for event in events if event["type"] == kind]
 
 
-def test_continuous_decoding_of_wenet(server, demo, speech, expected, texts):
+def test_continuous_decoding_of_wenet_whose_end_may_overtake_the_last_audio(
+    server, demo, speech, expected, texts, monkeypatch
+):
+    monkeypatch.setattr(wenet, "_LATE_AUDIO_S", 2.0)  # for a busy machine
     with server.connect("/wenet") as client:
-        events = speak_to_wenet(client, speech(), nbest=5, continuous_decoding=True)
+        events = speak_to_wenet(client, speech(), late_len=8000, nbest=5, continuous_decoding=True)
         assert client.close_code() == 1000
     finals = sentences(events)
     assert [final[0]["sentence"] for final in finals] == texts
@@ -193,17 +174,6 @@ def test_one_utterance_of_wenet_even_of_nothing_unless_asked_for_more(server, sp
     assert sentences(events) == [[{"sentence": "", "word_pieces": []}]]
 
 
-def test_the_end_of_wenet_may_overtake_the_last_audio(server, speech, texts, monkeypatch):
-    monkeypatch.setattr(wenet, "_LATE_AUDIO_S", 2.0)  # for a busy machine
-    with server.connect("/wenet") as client:
-        client.tell(signal="start", nbest=1, continuous_decoding=True)
-        client.play(speech()[:-8000], block_len=8000)
-        client.tell(signal="end")
-        client.play(speech()[-8000:])
-        events = client.receive_until("speech_end")
-    assert [final[0]["sentence"] for final in sentences(events)] == texts
-
-
 def test_times_of_units_are_those_of_wenet(demo):
     """Times of asr_decoder.cc: 100 ms before the peak, or the middle between two close peaks."""
     frame_s = demo.bundle.manifest.frame_s
@@ -218,34 +188,25 @@ def speak_to_sherpa(client, samples):
     """Return the answers up to "Done!", as sherpa-onnx's Python client reads them."""
     client.play(samples.astype(np.float32) / np.float32(32768), block_len=1600)
     client.send("Done")
-    found = []
-    while (message := client.websocket.recv(120)) != "Done!":
-        found.append(json.loads(message))
-    return found
+    return [json.loads(message) for message in client.rest("Done!")[:-1]]
 
 
-def test_segments_of_sherpa(server, speech, expected, texts, demo):
+def test_segments_of_sherpa_and_the_end_within_a_segment_and_without_one(server, speech, expected, texts, demo):
+    sources = speech(), speech()[:24_000], np.zeros(16_000)
     with server.connect("/sherpa") as client:
-        found = speak_to_sherpa(client, speech())
-        again = speak_to_sherpa(client, speech())  # its C++ server also accepts another stream
+        found, cut, silent = (speak_to_sherpa(client, each) for each in sources)  # as its C++ server accepts them
     finals = [answer for answer in found if answer["is_final"]]
-    assert [final["text"] for final in finals] == texts == [each["text"] for each in again if each["is_final"]]
+    assert [final["text"] for final in finals] == texts
     for final, segment in zip(finals, expected().segments, strict=True):
         assert final["segment"] == segment.segment
         assert [final["start_time"] + time for time in final["timestamps"]] == segment.times
         assert len(final["tokens"]) == len(segment.times)
         assert set(final["tokens"]) <= set(demo.vocabulary.symbols)
     assert any(not answer["is_final"] for answer in found)
-
-
-def test_the_end_of_the_audio_of_sherpa_within_a_segment_and_without_one(server, speech):
-    with server.connect("/sherpa") as client:
-        found = speak_to_sherpa(client, speech()[:24_000])
-    assert [answer["is_eof"] for answer in found] == [False] * (len(found) - 1) + [True]
-    with server.connect("/sherpa") as client:
-        found = speak_to_sherpa(client, np.zeros(16_000))
-    assert found[-1]["is_final"]  # its Python client uses the last one
-    assert [answer["text"] for answer in found if answer["text"]] == []
+    assert [answer["is_eof"] for answer in cut] == [False] * (len(cut) - 1) + [True]
+    assert cut[-1]["text"]
+    assert silent[-1]["is_final"]  # its Python client uses the last one
+    assert [answer["text"] for answer in silent if answer["text"]] == []
 
 
 def test_recordings_of_sherpa_in_sequence(server, speech, expected):
@@ -295,8 +256,7 @@ def test_one_answer_of_vosk_to_each_message_at_8_kilohertz_without_configuration
     with server.connect("/vosk") as client:
         assert texts_of(speak_to_vosk(client, speech(8000))) == [segment.text for segment in expected(8000).segments]
     with server.connect("/vosk") as client:
-        client.send('{"eof" : 1}')
-        assert client.receive() == {"text": ""}
+        assert speak_to_vosk(client, b"") == [{"text": ""}]
         assert client.close_code() == 1000
 
 

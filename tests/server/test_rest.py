@@ -11,7 +11,7 @@ import numpy as np
 import openai
 import pytest
 import soundfile
-from dialects import upload
+from dialects import PATIENCE_S, upload
 from media import write_media
 
 from u2moe.runtime import AudioError, format_transcript
@@ -24,7 +24,6 @@ from u2moe.runtime.server.service import Service
 
 CLIP = DEMO_FOLDER / "clips" / "command.flac"
 FILE = {"file": (CLIP.name, CLIP.read_bytes())}
-PATIENCE_S = 120
 FORM = {"Content-Type": "multipart/form-data; boundary=x"}
 
 
@@ -39,14 +38,10 @@ def client(server):
         yield client
 
 
-def test_json_alike_for_several_files_and_errors_of_other_paths(client, talk, demo, short, server):
-    answer, transcript = client.audio.transcriptions.create(model="whisper-1", file=talk), demo.transcribe(talk)
-    assert answer.text == transcript.text
-    assert answer.usage.seconds == pytest.approx(transcript.duration, abs=0.01)
-    with httpx.Client(trust_env=False, timeout=120) as http:
+def test_json_alike_for_several_files_and_errors_of_other_paths(short, server):
+    with httpx.Client(trust_env=False, timeout=PATIENCE_S) as http:
         for _ in range(3):
-            answer = http.post(f"{server.url}/v1/audio/transcriptions", files=FILE)
-            assert answer.json()["text"] == short.text
+            assert http.post(f"{server.url}/v1/audio/transcriptions", files=FILE).json()["text"] == short.text
     assert server.get("/v1/chat/completions").json()["error"]["type"] == "invalid_request_error"
     answer = server.get("/v1/audio/transcriptions")
     assert (answer.status_code, answer.headers["Allow"], "error" in answer.json()) == (405, "POST", True)
@@ -55,20 +50,13 @@ def test_json_alike_for_several_files_and_errors_of_other_paths(client, talk, de
     assert "does not translate" in answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
-def test_media_files(client, short, tmp_path, suffix):
-    file = write_media(tmp_path / f"talk.{suffix}", [soundfile.read(CLIP, dtype="float32")[0]])  # a lossless codec
-    assert client.audio.transcriptions.create(model="u2moe", file=file).text == short.text
-
-
-@pytest.mark.parametrize("form", sorted(RESPONSE_FORMATS.keys() - {"json", "verbose_json"}))
-def test_formats(client, short, form):
-    answer = client.audio.transcriptions.create(model="u2moe", file=CLIP, response_format=form)
-    assert answer == (short.text + "\n" if form == "text" else format_transcript(short, form, name=CLIP.name))
-
-
-def test_segments_of_verbose_json_and_of_events(client, talk, demo):
-    transcript = demo.transcribe(talk)
+def test_formats_segments_of_verbose_json_and_events(client, short, talk, demo):
+    for form in RESPONSE_FORMATS.keys() - {"json", "verbose_json"}:
+        answer = client.audio.transcriptions.create(model="u2moe", file=CLIP, response_format=form)
+        assert answer == (short.text + "\n" if form == "text" else format_transcript(short, form, name=CLIP.name)), form
+    answer, transcript = client.audio.transcriptions.create(model="whisper-1", file=talk), demo.transcribe(talk)
+    assert answer.text == transcript.text
+    assert answer.usage.seconds == pytest.approx(transcript.duration, abs=0.01)
     answer = client.audio.transcriptions.create(
         model="u2moe", file=talk, language="en", response_format="verbose_json",
         timestamp_granularities=["word", "segment"],
@@ -126,7 +114,7 @@ def test_something_is_sent_while_a_file_is_recognised(running, held, short, monk
     held.failure = AudioError("damaged") if is_damaged else None
     with running(held) as server, ThreadPoolExecutor() as pool:
         plain = pool.submit(server.post, files=FILE)
-        assert held.is_held.wait(120)
+        assert held.is_held.wait(PATIENCE_S)
         time.sleep(0.2)
         events = pool.submit(server.post, files=FILE, data={"stream": "true", "response_format": "verbose_json"})
         time.sleep(0.3)
@@ -191,19 +179,12 @@ decoder.main()
 """
 
 
-@pytest.fixture(scope="module")
-def clip():
-    """Return a short recording as WAV."""
-    content = io.BytesIO()
-    soundfile.write(content, *soundfile.read(CLIP), format="WAV")
-    return content.getvalue()
-
-
-def test_files_of_many_channels_and_libraries_that_print_nothing(server, short, tmp_path, capfd):
+def test_media_files_of_many_channels_and_libraries_that_print_nothing(server, short, tmp_path, capfd):
     """PyAV counted nine for eight planar channels, which crashed the server. 255 channels took four gigabytes."""
     samples, _ = soundfile.read(CLIP, dtype="float32", always_2d=True)
-    file = write_media(tmp_path / "talk.wv", [np.repeat(samples, 8, axis=1)])
-    assert server.post(files={"file": (file.name, file.read_bytes())}).json()["text"] == short.text
+    for name, tracks in (("talk.wv", [np.repeat(samples, 8, axis=1)]), ("talk.mp4", [samples[:, 0]])):  # lossless
+        file = write_media(tmp_path / name, tracks)
+        assert server.post(files={"file": (name, file.read_bytes())}).json()["text"] == short.text
     with soundfile.SoundFile(tmp_path / "many.ogg", "w", 192_000, 255, "VORBIS", format="OGG") as many:
         many.write(np.zeros((100, 255), np.float32))
     answer = server.post(files={"file": ("many.ogg", (tmp_path / "many.ogg").read_bytes())})
@@ -219,11 +200,11 @@ def test_files_of_many_channels_and_libraries_that_print_nothing(server, short, 
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_file_that_crashes_its_decoder_is_an_error_for_it_alone(running, clip, short, monkeypatch, caplog):
+def test_a_file_that_crashes_its_decoder_is_an_error_for_it_alone(running, short, monkeypatch, caplog):
     monkeypatch.setattr(decoder, "_CODE", CRASH)
     with running() as server, ThreadPoolExecutor() as pool:
         names = ["talk.wav", "crash.mp3", "talk.wav", "crash.mp3", "talk.wav"]
-        answers = list(pool.map(lambda name: server.post(files={"file": (name, clip)}), names))
+        answers = list(pool.map(lambda name: server.post(files={"file": (name, CLIP.read_bytes())}), names))
         assert [answer.status_code for answer in answers] == [200, 400, 200, 400, 200]
         assert {answer.json()["text"] for answer in answers[::2]} == {short.text}
         error = answers[1].json()["error"]
@@ -233,7 +214,7 @@ def test_a_file_that_crashes_its_decoder_is_an_error_for_it_alone(running, clip,
     assert sum("crashed the decoder process" in record.getMessage() for record in caplog.records) == 1
 
 
-def test_a_short_file_does_not_wait_for_a_long_one(server, clip, short):
+def test_a_short_file_does_not_wait_for_a_long_one(server, short):
     content = io.BytesIO()
     with soundfile.SoundFile(content, "w", 8000, 1, format="FLAC") as file:
         for _ in range(120):
@@ -243,7 +224,7 @@ def test_a_short_file_does_not_wait_for_a_long_one(server, clip, short):
     with server.open_plain() as plain:
         plain.sendall(f"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\n{kind}".encode() + body)
         server.wait_until(lambda: any(task.duration > 30 for task in server.service.files._running))
-        assert server.post(files={"file": ("a.wav", clip)}).json()["text"] == short.text
+        assert server.post(files=FILE).json()["text"] == short.text
         server.wait_until(lambda: len(server.service.files._running) == 1)
         (long,) = server.service.files._running
         assert 30 < long.duration < long.whole_s == 7200
@@ -252,7 +233,7 @@ def test_a_short_file_does_not_wait_for_a_long_one(server, clip, short):
     assert len(server.service.files._decoders) == 1
 
 
-def test_one_client_leaves_places_and_turns_to_others(running, held, clip, short, monkeypatch):
+def test_one_client_leaves_places_and_turns_to_others(running, held, short, monkeypatch):
     """One of four uploads of an address is refused. Another address comes next although it came last."""
     monkeypatch.setattr("u2moe.runtime.server.files._AT_ONCE", 1)
     with running(held, max_files=5) as server, ThreadPoolExecutor() as pool:
@@ -260,7 +241,7 @@ def test_one_client_leaves_places_and_turns_to_others(running, held, clip, short
 
         def send(address):
             with httpx.Client(transport=httpx.HTTPTransport(local_address=address), timeout=PATIENCE_S) as http:
-                answer = http.post(f"{server.url}/v1/audio/transcriptions", files={"file": ("a.wav", clip)})
+                answer = http.post(f"{server.url}/v1/audio/transcriptions", files=FILE)
             order.append(address)
             return answer
 
@@ -295,8 +276,8 @@ def test_who_a_client_is(demo, tmp_path):
     assert single.client_of({"u2moe.key": None, "client": None}) == ""
 
 
-def test_one_client_leaves_room_to_others(running, held, clip, monkeypatch):
-    room = SimpleNamespace(free=3 << 20)
+def test_one_client_leaves_room_to_others(running, held, talk, monkeypatch):
+    room, clip = SimpleNamespace(free=3 << 20), talk.read_bytes()
     monkeypatch.setattr("shutil.disk_usage", lambda _: room)
     with running(held) as server, ThreadPoolExecutor() as pool:
         first = pool.submit(server.post, files={"file": ("a.wav", clip + bytes(2 << 20))})

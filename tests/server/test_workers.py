@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from dialects import PATIENCE_S, wait_until
 
 from u2moe.runtime.server import launch as workers_module
 from u2moe.runtime.server.launch import open_sockets
@@ -23,7 +24,6 @@ from u2moe.runtime.server.log import Metrics, shared_rows
 from u2moe.runtime.server.options import ServerOptions
 from u2moe.runtime.server.server import have_others_room
 
-PATIENCE_S = 120
 TWO = ("--workers", "2", "--capacity", "1")
 
 
@@ -32,21 +32,16 @@ def metric(team, name):
     return float(re.search(rf"^u2moe_{name} (\S+)$", text, re.MULTILINE)[1])
 
 
-def wait_until(holds):
-    deadline = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def workers_of(team):
     """Return the worker processes. There may also be a child that tracks shared memory."""
     children = Path(f"/proc/{team.pid}/task/{team.pid}/children").read_text(encoding="utf-8").split()
     return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
-def test_the_one_with_room_gets_the_next_and_all_stop_together(serving, client_of, speech, texts):
-    with serving(*TWO, "--protocol", "vosk=0", "--protocol", "wyoming=0") as team:
+def test_the_one_with_room_gets_the_next_and_one_that_stands_still_or_dies_is_replaced(serving, client_of):
+    """The server may stop while a replaced worker still starts."""
+    before = "from u2moe.runtime.server import launch; launch.SILENT_S = 4"
+    with serving(*TWO, "--protocol", "vosk=0", "--protocol", "wyoming=0", before=before) as team:
         http, vosk, wyoming = (url.replace("http", "ws") for url in team.urls)
         with client_of(vosk) as client:
             client.send('{"eof" : 1}')
@@ -54,33 +49,14 @@ def test_the_one_with_room_gets_the_next_and_all_stop_together(serving, client_o
         with socket.create_connection(("127.0.0.1", int(wyoming.rpartition(":")[2])), PATIENCE_S) as plain:
             plain.sendall(b'{"type": "ping"}\n')
             assert b'"pong"' in plain.recv(1000)
-        for is_last in (False, False, True):
+        for _ in range(2):
             wait_until(lambda: metric(team, "streams") == 0)
-            with contextlib.ExitStack() as stack:
-                clients = [stack.enter_context(client_of(f"{http}/stream")) for _ in range(2)]
-                for client in clients:
-                    client.start()
+            with client_of(f"{http}/stream") as one, client_of(f"{http}/stream") as other:
+                one.start()
+                other.start()
                 assert (metric(team, "streams"), metric(team, "capacity")) == (2, 2)
-                assert stack.enter_context(client_of(f"{http}/stream")).close_code() == 1013
-                if not is_last:
-                    continue
-                for client in clients:
-                    client.play(speech()[:24_000])
-                    client.wait_for_text()
-                team.send_signal(signal.SIGTERM)
-                for client in clients:
-                    client.play(speech()[24_000:])
-                    events = client.receive_until("done")
-                    finals = [event["text"] for event in events if event["type"] == "final"]
-                    assert finals
-                    assert finals == texts[: len(finals)]
-                    assert client.close_code() == 1001
-        assert team.wait(PATIENCE_S) == 0
-
-
-def test_one_that_stands_still_or_dies_is_replaced(serving):
-    """The server may stop while a replaced worker still starts."""
-    with serving(*TWO, before="from u2moe.runtime.server import launch; launch.SILENT_S = 4") as team:
+                with client_of(f"{http}/stream") as third:
+                    assert third.close_code() == 1013
         workers = workers_of(team)
         assert len(workers) == 2
         os.kill(workers[0], signal.SIGSTOP)
@@ -96,8 +72,6 @@ def test_one_that_stands_still_or_dies_is_replaced(serving):
 
 
 class Ended:
-    """A worker that exits as soon as it is started."""
-
     exitcode, pid = 1, None
 
 
@@ -123,11 +97,16 @@ def test_workers_that_never_become_ready_are_started_ever_more_seldom(monkeypatc
 
 
 @pytest.mark.parametrize("is_killed", [False, True])
-def test_workers_end_at_a_second_signal_or_with_the_process_that_started_them(serving, client_of, speech, is_killed):
-    with serving(*TWO) as team, client_of(f"{team.urls[0].replace('http', 'ws')}/stream") as client:
-        client.start()
-        client.play(speech()[:24_000])
-        client.wait_for_text()
+def test_workers_finish_utterances_and_end_at_a_second_signal_or_with_the_process_that_started_them(
+    serving, client_of, speech, texts, is_killed
+):
+    with serving(*TWO) as team, contextlib.ExitStack() as stack:
+        url = f"{team.urls[0].replace('http', 'ws')}/stream"
+        clients = [stack.enter_context(client_of(url)) for _ in range(2)]
+        for client in clients:
+            client.start()
+            client.play(speech()[:24_000])
+            client.wait_for_text()
         workers = workers_of(team)
         assert len(workers) == 2
         if is_killed:
@@ -135,6 +114,10 @@ def test_workers_end_at_a_second_signal_or_with_the_process_that_started_them(se
         else:
             team.send_signal(signal.SIGTERM)
             team.read_to("stopping 2 workers")
+            client.play(speech()[24_000:])  # the other one does not end
+            finals = [event["text"] for event in client.receive_until("done") if event["type"] == "final"]
+            assert finals == texts[: len(finals)] != []
+            assert client.close_code() == 1001
             time.sleep(0.6)  # earlier it would count as the same signal
             team.send_signal(signal.SIGTERM)
             team.read_to("stopped at once")
@@ -212,7 +195,6 @@ def answers(port):
 
 @contextlib.contextmanager
 def proxy(make, folder, *more):
-    """Start a proxy for a socket in the folder, and yield its URL."""
     if shutil.which(make.__name__) is None:
         pytest.skip(f"needs the Debian package {make.__name__}")
     with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -223,11 +205,8 @@ def proxy(make, folder, *more):
         subprocess.Popen(make(folder, port, *more), stderr=log, env=home) as process,
     ):
         try:
-            deadline = time.monotonic() + 120
-            while not answers(port):
-                assert process.poll() is None, (folder / "log").read_text(encoding="utf-8")
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
+            wait_until(lambda: answers(port) or process.poll() is not None)
+            assert process.poll() is None, (folder / "log").read_text(encoding="utf-8")
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
@@ -269,7 +248,7 @@ def test_what_takes_long_is_kept_by_what_is_sent_meanwhile(running, held, tmp_pa
     ):
         asked = ({}, {"stream": "true"}, {"response_format": "srt"})
         answers = [pool.submit(post, url, talk, **data) for data in asked]
-        assert held.is_held.wait(120)
+        assert held.is_held.wait(PATIENCE_S)
         time.sleep(seconds)
         held.release()
         plain, events, silent = (answer.result() for answer in answers)

@@ -1,9 +1,21 @@
-"""Messages of clients of each server protocol, by the path of its WebSocket; and Wyoming's events."""
+"""Messages of clients of each server protocol, by the path of its WebSocket; Wyoming's events; and patience."""
 
 import base64
 import json
+import time
 
 import numpy as np
+
+PATIENCE_S = 120
+"""Seconds after which an operation of a server counts as hanging. The machine may be busy."""
+
+
+def wait_until(holds):
+    deadline = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
 
 REALTIME = '{"type": "session.update", "session": {"audio": {"input": %s}}}'
 START = {

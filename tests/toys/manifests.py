@@ -32,9 +32,9 @@ def with_decoding(manifest, **changes):
     return dataclasses.replace(manifest, decoding=dataclasses.replace(manifest.decoding, **changes))
 
 
-def edit_manifest(folder, change):
+def edit_manifest(folder, change, name="bundle.json"):
     """Let `change` alter the content of a bundle's manifest in place; integers may have any number of digits."""
-    file = folder / "bundle.json"
+    file = folder / name
     content = json.loads(file.read_text(encoding="utf-8"))
     change(content)
     digits = sys.get_int_max_str_digits()

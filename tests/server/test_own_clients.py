@@ -1,13 +1,28 @@
-"""OpenAI's realtime transcription, with OpenAI's client."""
+"""OpenAI's realtime transcription, and Wyoming, with their own clients and with invalid messages."""
 
-import base64
+import asyncio
 import io
 import json
+import warnings
 
 import numpy as np
 import openai
 import pytest
 import soundfile
+from dialects import WYOMING_AUDIO as RAW
+from dialects import audio_messages, realtime_audio
+from dialects import wyoming_event as event
+
+from u2moe.runtime.server.models import languages_of
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # about audioop, which it imports if available
+    from wyoming.asr import Transcribe, Transcript, TranscriptChunk
+    from wyoming.audio import AudioChunk, AudioStart, AudioStop
+    from wyoming.client import AsyncTcpClient
+    from wyoming.event import Event
+    from wyoming.info import Describe, Info
+    from wyoming.ping import Ping
 
 TRANSCRIPTION = "conversation.item.input_audio_transcription"
 # openai's client keeps a connection in a way that websockets warns about.
@@ -24,9 +39,8 @@ def client(server):
 
 
 def play(client, samples):
-    for start in range(0, len(samples), 6000):
-        audio = base64.b64encode(samples[start : start + 6000].tobytes()).decode()
-        client.tell(type="input_audio_buffer.append", audio=audio)
+    for message in audio_messages("/v1/realtime", samples, 6000):
+        client.send(message)
 
 
 def next_text(client):
@@ -38,7 +52,10 @@ def test_items_that_the_server_ends(client, speech, expected):
     samples, segments = speech(24_000), expected(24_000).segments
     for begin_s in (0, len(samples) / 24_000):
         play(client, samples)
-        client.tell(type="input_audio_buffer.commit")
+        if begin_s:
+            play(client, np.zeros(36_000, np.int16))  # ends all turns
+        else:
+            client.tell(type="input_audio_buffer.commit")
         events = [event for _ in segments for event in client.receive_until(f"{TRANSCRIPTION}.completed")]
         items = [event["item_id"] for event in events if event["type"] == "input_audio_buffer.committed"]
         assert len(set(items)) == len(segments)
@@ -52,6 +69,11 @@ def test_items_that_the_server_ends(client, speech, expected):
             deltas = "".join(event["delta"] for event in own if "delta" in event)
             assert own[-1]["transcript"] == segment.text
             assert deltas == segment.text or (segment.revised and not segment.text.startswith(deltas))
+    client.tell(type="input_audio_buffer.commit")  # it is always answered
+    committed, *_, completed = client.receive_until(f"{TRANSCRIPTION}.completed")
+    assert (committed["type"], completed["transcript"]) == ("input_audio_buffer.committed", "")
+    client.tell(type="input_audio_buffer.commit")
+    assert client.receive()["error"]["code"] == "input_audio_buffer_commit_empty"
 
 
 @pytest.mark.parametrize("turn_detection", [None, {"type": "server_vad"}])
@@ -80,9 +102,8 @@ def test_items_that_openais_client_ends_and_clears(server, speech, expected):
             return event
 
         def append(samples):
-            for start in range(0, len(samples), 6000):
-                audio = base64.b64encode(samples[start : start + 6000].tobytes()).decode()
-                connection.input_audio_buffer.append(audio=audio)
+            for message in audio_messages("/v1/realtime", samples, 6000):
+                connection.input_audio_buffer.append(audio=json.loads(message)["audio"])
 
         assert connection.recv().type == "session.created"
         connection.session.update(session=MANUAL)
@@ -165,8 +186,7 @@ def test_audio_of_telephones(client, server, speech, demo, kind, older, encoding
         client.tell(type="session.update", session=settings)
         assert client.receive()["session"]["audio"]["input"]["format"]["type"] == form
     for start in range(0, len(data), 999):
-        audio = base64.b64encode(data[start : start + 999]).decode()
-        client.tell(type="input_audio_buffer.append", audio=audio)
+        client.send(realtime_audio(data[start : start + 999]))
     client.tell(type="input_audio_buffer.commit")
     text = next_text(client)
     assert text == demo.transcribe(samples, 8000, options=server.service.default.stream_options).text
@@ -188,19 +208,6 @@ def test_settings_may_change_between_turns(client, speech, expected):
     assert "the format cannot change while audio is in the buffer" in client.receive()["error"]["message"]
     assert first[-1]["transcript"] == segments[0].text
     assert rest[-1]["transcript"].endswith(segments[-1].text)
-
-
-def test_a_commit_is_always_answered(client, speech, expected):
-    play(client, speech(24_000))
-    play(client, np.zeros(36_000, np.int16))  # ends all turns
-    for segment in expected(24_000).segments:
-        assert next_text(client) == segment.text
-    client.tell(type="input_audio_buffer.commit")
-    committed, *_, completed = client.receive_until(f"{TRANSCRIPTION}.completed")
-    assert committed["type"] == "input_audio_buffer.committed"
-    assert completed["transcript"] == ""
-    client.tell(type="input_audio_buffer.commit")
-    assert client.receive()["error"]["code"] == "input_audio_buffer_commit_empty"
 
 
 @pytest.mark.parametrize(("event", "complaint"), [
@@ -228,3 +235,114 @@ def test_what_is_wrong_is_answered_and_the_session_goes_on(client, event, compla
     play(client, np.zeros(2400, np.int16))
     client.tell(type="input_audio_buffer.clear")
     assert client.receive()["type"] == "input_audio_buffer.cleared"
+
+
+# -------------------- Wyoming
+
+
+async def speak(port, audio, rate=16_000, channels=1, transcribe=None):
+    """Send audio as Home Assistant does; return all events of the answer."""
+    async with AsyncTcpClient("127.0.0.1", port) as client:
+        await client.write_event((transcribe or Transcribe()).event())
+        await client.write_event(AudioStart(rate=rate, width=2, channels=channels).event())
+        for start in range(0, len(audio), 4096):
+            chunk = AudioChunk(rate=rate, width=2, channels=channels, audio=audio[start : start + 4096])
+            await client.write_event(chunk.event())
+        await client.write_event(AudioStop().event())
+        events = []
+        while (event := await client.read_event()) is not None:
+            events.append(event)
+        return events
+
+
+def test_transcript_also_of_two_channels_at_another_rate_and_of_nothing(server, speech, expected):
+    events = asyncio.run(speak(server.ports["wyoming"], speech().tobytes()))
+    texts = [segment.text for segment in expected().segments]
+    assert [event.type for event in events] == [
+        "transcript-start", *["transcript-chunk"] * len(texts), "transcript-stop", "transcript",
+    ]  # fmt: skip
+    assert Transcript.from_event(events[-1]).text == expected().text
+    chunks = [TranscriptChunk.from_event(event).text for event in events[1:-2]]
+    assert [chunk.strip() for chunk in chunks] == texts
+    assert "".join(chunks) == expected().text
+    stereo = np.repeat(speech(44_100), 2).tobytes()
+    events = asyncio.run(speak(server.ports["wyoming"], stereo, rate=44_100, channels=2))
+    assert Transcript.from_event(events[-1]).text == expected(44_100).text
+    events = asyncio.run(speak(server.ports["wyoming"], bytes(32_000)))
+    assert [(event.type, event.data["text"]) for event in events] == [("transcript", "")]
+
+
+def test_names_are_hotwords_and_the_client_leaves_at_any_point(server, assert_hotwords, speech):
+    transcribe = Transcribe(transcript_names=["seventy", "\u4e2d"])
+    asyncio.run(speak(server.ports["wyoming"], bytes(16_000), transcribe=transcribe))
+    assert_hotwords("seventy")
+    whole = event("transcribe") + event("audio-start", RAW) + event("audio-chunk", RAW, speech()[:20_000].tobytes())
+
+    for length in (0, 5, len(event("transcribe")) + 3, len(whole) - 30_000, len(whole)):
+        with server.open_plain("wyoming") as plain:
+            plain.sendall(whole[:length])
+    server.wait_until_empty()
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_audio_of_other_widths_without_a_start(server, speech, demo, width):
+    samples = speech().astype(np.int32) << 16 if width == 4 else (speech() >> 8).astype(np.int8)
+    audio = event("audio-chunk", {**RAW, "width": width}, samples.tobytes()) + event("audio-stop")
+    as_read = samples.astype(np.float32) / np.float32(1 << (8 * width - 1))
+    text = demo.transcribe(as_read, options=server.service.default.stream_options).text
+    assert f'{{"text": "{text}"}}' in server.answer(audio, "wyoming").decode()
+
+
+def test_describe_and_ping(server, demo):
+    async def ask():
+        async with AsyncTcpClient("127.0.0.1", server.ports["wyoming"]) as client:
+            await client.write_event(Describe().event())
+            info = Info.from_event(await client.read_event())
+            await client.write_event(Ping(text="here").event())
+            pong = await client.read_event()
+            await client.write_event(Event("ping", {"kind": "of any", "self": 1}))
+            return info, pong, await client.read_event()
+
+    info, pong, odd = asyncio.run(ask())
+    assert info.asr[0].models[0].name == demo.bundle.path.name
+    assert info.asr[0].models[0].languages == ["en"]  # Home Assistant does not offer models without a language
+    assert info.asr[0].supports_transcript_streaming
+    assert (pong.type, pong.data["text"]) == ("pong", "here")
+    assert (odd.type, odd.data["kind"]) == ("pong", "of any")
+
+
+@pytest.mark.parametrize(("symbols", "languages"), [
+    (["<blank>", "\u2581the"], ["en"]), (["<blank>", "\u4e2d"], ["zh"]), (["\u4e2d", "A"], ["zh", "en"]),
+    (["<unk>"], []),
+])  # fmt: skip
+def test_languages_by_vocabulary(symbols, languages):
+    assert languages_of(symbols) == languages
+
+
+@pytest.mark.parametrize(("sent", "complaint"), [
+    (b"hello\n", "invalid JSON"),
+    (b"[]\n", "expected a JSON object"),
+    (b'{"type": 3}\n', "needs a string as type"),
+    (b"x" * 100_000 + b"\n", "may have"),
+    (b'{"type": "ping", "data": {"text": "\\ud83d"}}\n', "surrogate"),
+    (b'{"type": "ping", "data": {"text": "\xed\xa0\xbd"}}\n', "invalid JSON"),  # json.loads would accept this
+    ('{"type": "ping"}\n'.encode("utf-16"), "invalid JSON"),  # and this
+    (event("audio-stop"), "audio before 'audio-stop'"),
+    (event("audio-start", {"rate": 16_000, "width": 2}), "channels must be an integer"),
+    (event("audio-start", {**RAW, "width": 3}), "1, 2 or 4 bytes"),
+    (event("audio-start", {**RAW, "rate": 7}), "sample rate must be between"),
+    (event("audio-start", RAW) + event("audio-chunk", {**RAW, "rate": 8000}), "format of the audio changed"),
+    (event("audio-start", RAW) + event("audio-chunk", RAW, b"\0"), "multiple of 2"),
+    (event("audio-chunk", {**RAW, "channels": 2}, b"\0\0"), "multiple of 4"),
+    (event("transcribe", {"transcript_names": [3]}), "lists of phrases"),
+    (event("transcribe", {"transcript_terms": 3}), "lists of phrases"),
+    (event("ping", payload_length=-1), "payload_length must be"),
+    (event("ping", payload_length=1 << 40), "payload_length must be at most"),
+    (event("ping", data_length="x"), "data_length must be"),
+    (event("ping", data_length=1 << 40), "data_length must be at most"),
+])  # fmt: skip
+def test_what_is_wrong_is_answered_by_wyoming(server, sent, complaint):
+    head, _, data = server.answer(sent, "wyoming").partition(b"\n")
+    assert json.loads(head)["type"] == "error"
+    assert complaint in json.loads(data)["text"]
+    server.wait_until_empty()
