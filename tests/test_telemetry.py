@@ -43,13 +43,13 @@ def test_nothing_is_written_at_home_and_the_variable_is_set_by_the_package_alone
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs Node")
-def test_nothing_is_written_at_home_from_node(tmp_path):
+def test_nothing_is_written_at_home_from_node(bundle, tmp_path):
     program = ROOT / "examples" / "browser"
     if not (program / "node_modules" / "onnxruntime-node").is_dir():
         pytest.skip("onnxruntime-node is not installed")
     soundfile.write(tmp_path / "a.wav", np.zeros(8000), 16_000, subtype="PCM_16")
     (home := tmp_path / "home").mkdir()
-    run(home, "node", "transcribe.mjs", ROOT / "runtime" / "demo", tmp_path / "a.wav", folder=program)
+    run(home, "node", "transcribe.mjs", bundle.path, tmp_path / "a.wav", folder=program)
     assert list(home.iterdir()) == []
 
 

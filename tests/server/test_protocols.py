@@ -146,7 +146,7 @@ def test_continuous_decoding_of_wenet_whose_end_may_overtake_the_last_audio(
 ):
     monkeypatch.setattr(wenet, "_LATE_AUDIO_S", 2.0)  # for a busy machine
     with server.connect("/wenet") as client:
-        events = speak_to_wenet(client, speech(), late_len=8000, nbest=5, continuous_decoding=True)
+        events = speak_to_wenet(client, speech(), late_len=48_000, nbest=5, continuous_decoding=True)
         assert client.close_code() == 1000
     finals = sentences(events)
     assert [final[0]["sentence"] for final in finals] == texts

@@ -106,27 +106,29 @@ def test_hotwords_in_the_prompt_and_models(client, assert_hotwords, demo):
         client.models.retrieve("gpt-4o")
 
 
-@pytest.mark.parametrize("is_damaged", [False, True])
-def test_something_is_sent_while_a_file_is_recognised(running, held, short, monkeypatch, is_damaged):
+def test_something_is_sent_while_a_file_is_recognised(running, held, short, monkeypatch):
     """Blanks precede JSON, and progress is reported among events. A later error truncates the response."""
     monkeypatch.setattr("u2moe.runtime.server.protocols.rest._SILENCE_S", 0.05)
     monkeypatch.setattr("u2moe.runtime.server.protocols.rest._PROGRESS_S", 0.05)
-    held.failure = AudioError("damaged") if is_damaged else None
+    held.failure = AudioError("damaged")
     with running(held) as server, ThreadPoolExecutor() as pool:
-        plain = pool.submit(server.post, files=FILE)
+        damaged = pool.submit(server.post, files=FILE)
         assert held.is_held.wait(PATIENCE_S)
         time.sleep(0.2)
+        held.release()
+        with pytest.raises(httpx.RemoteProtocolError):
+            damaged.result()
+        server.wait_until(lambda: server.metric("failures", "request") == 1)
+        assert not server.metric("failures", "recognition")
+        held.is_held.clear()
+        held.may_go_on.clear()
+        plain = pool.submit(server.post, files=FILE)
+        assert held.is_held.wait(PATIENCE_S)
         events = pool.submit(server.post, files=FILE, data={"stream": "true", "response_format": "verbose_json"})
         time.sleep(0.3)
         held.release()
         lines = [json.loads(line[6:]) for line in events.result().text.splitlines() if line.startswith("data: {")]
         assert lines[0]["type"] == "transcript.progress"
-        if is_damaged:
-            with pytest.raises(httpx.RemoteProtocolError):
-                plain.result()
-            server.wait_until(lambda: server.metric("failures", "request") == 1)
-            assert not server.metric("failures", "recognition")
-            return
         assert plain.result().text.startswith("  ")
         assert plain.result().json()["text"] == short.text
         found = [line["segment"]["text"] for line in lines if line["type"] == "transcript.text.delta"]
@@ -217,7 +219,7 @@ def test_a_file_that_crashes_its_decoder_is_an_error_for_it_alone(running, short
 def test_a_short_file_does_not_wait_for_a_long_one(server, short):
     content = io.BytesIO()
     with soundfile.SoundFile(content, "w", 8000, 1, format="FLAC") as file:
-        for _ in range(120):
+        for _ in range(40):
             file.write(np.zeros(8000 * 60, np.int16))
     body = upload(content.getvalue())
     kind = f"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -227,7 +229,7 @@ def test_a_short_file_does_not_wait_for_a_long_one(server, short):
         assert server.post(files=FILE).json()["text"] == short.text
         server.wait_until(lambda: len(server.service.files._running) == 1)
         (long,) = server.service.files._running
-        assert 30 < long.duration < long.whole_s == 7200
+        assert 30 < long.duration < long.whole_s == 2400
     server.wait_until_empty()
     server.wait_until(lambda: not server.service.files._running)
     assert len(server.service.files._decoders) == 1
