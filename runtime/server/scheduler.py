@@ -239,7 +239,7 @@ class ServedStream:
         try:
             if buffers:  # passed in one call, since each call has a fixed cost
                 self.stream.accept_waveform(self.sample_rate, np.concatenate(buffers))
-            taken.is_over = not self._buffers and self._ends
+            taken.is_over = self._ends and not self._buffers  # in this order: the last audio precedes the end
             if taken.is_over:
                 self.stream.input_finished()
         except Exception as error:  # noqa: BLE001 - the error concerns only this stream
@@ -250,12 +250,12 @@ class ServedStream:
     def tell(self, taken: Round, *, has_failed: bool) -> None:
         """After decoding, add the results or the error to a round."""
         self._want()
-        if has_failed and taken.error is None:
-            taken.error = RecognitionError("recognition has failed")
-        if taken.error is not None:
-            taken.is_over = True
-            return
-        results = self._live.results(self.num_alternatives)
+        taken.error = taken.error or (RecognitionError("recognition has failed") if has_failed else None)
+        try:
+            results = self._live.results(self.num_alternatives) if taken.error is None else []
+        except Exception as error:  # noqa: BLE001 - the error concerns only this stream
+            taken.error, results = error, []
+        taken.is_over = taken.is_over or taken.error is not None
         taken.finals = [result for result in results if result.is_final]
         taken.partial = None if taken.is_over or len(taken.finals) == len(results) else results[-1]
 

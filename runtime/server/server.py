@@ -265,6 +265,7 @@ def make_app(service: Service) -> ASGIApp:
             routes += protocol.routes(service)
         if protocol.path is not None and protocol.run is not None:
             routes.append(WebSocketRoute(protocol.path, functools.partial(protocol.serve, service, protocol.run)))
+    routes.append(WebSocketRoute("/{path:path}", error_response(RequestError("no protocol has this path"), 404)))
     open_paths = frozenset({*(route.path for route in page), "/healthz", "/readyz"})
     inner = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
     access = Access(inner, service.options, service.metrics, service.keys, open_paths)

@@ -54,6 +54,14 @@ async def finals(session):
     return [result.text async for result in session if result.is_final]
 
 
+def test_audio_that_arrives_with_the_end_is_recognised(monkeypatch):
+    """The client's thread may feed and finish while the scheduler's thread asks whether the stream has ended."""
+    stream = served(toy_recognizer())
+    ends = property(lambda self: self._put(np.zeros(160, np.float32)) is None)
+    monkeypatch.setattr(ServedStream, "_ends", ends)
+    assert not stream.take(1).is_over
+
+
 @settings(max_examples=8)
 @given(
     lengths=st.lists(st.lists(st.integers(1, 40_000), min_size=1, max_size=8), min_size=1, max_size=4),
@@ -173,6 +181,7 @@ def test_streams_that_fail_in_a_round_fail_alone(demo, speech, texts, monkeypatc
         async with scheduling(demo) as scheduler:
             sessions = [scheduler.open(demo.create_stream(OPTIONS), 16_000) for _ in range(5)]
             sessions[4].stream.input_finished()  # further samples are refused
+            sessions[3]._live = None  # a mistake in the server
             for number, session in enumerate(sessions):  # all in the same round
                 session._put(as_samples(speech()[:24_000] * np.int16(number != 1)))
             scheduler._wake()
@@ -181,7 +190,9 @@ def test_streams_that_fail_in_a_round_fail_alone(demo, speech, texts, monkeypatc
                 await sessions[1].settle()
             with pytest.raises(StreamError):
                 await sessions[4].settle()
-            for session in (sessions[0], *sessions[2:4]):
+            with pytest.raises(AttributeError):
+                await sessions[3].settle()
+            for session in (sessions[0], sessions[2]):
                 await session.feed(speech()[24_000:])
                 session.finish()
             return [await finals(session) for session in (sessions[0], sessions[2])]

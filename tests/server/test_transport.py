@@ -47,6 +47,7 @@ CHUNKED = POST.format(version="1.1", length=9, more="").replace("Content-Length:
     (POST.format(version="1.1", length=99_000_000_000, more=""), 413, ""),  # before anything is read
     (POST.format(version="1.1", length=99_000_000_000, more="\r\nExpect: 100-continue"), 413, ""),
     (UPGRADE + "Origin: http://elsewhere\r\n\r\n", 403, ""),
+    (UPGRADE.replace("/stream", "/streams") + "\r\n", 404, "no protocol has this path"),
     ("GET http://localhost/healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 200, "ok"),
 ])  # fmt: skip
 def test_what_is_odd_is_no_error_of_the_server(server, caplog, sent, status, told):
