@@ -154,13 +154,12 @@ def small_bundle(exported):
     return Bundle.open(exported("small"))
 
 
-OTHER_NETWORKS = ("mfcc", "branchformer", "e_branchformer_moe", "squeezeformer", "efficient_conformer_stream")
-"""Networks with features, caches, frame rates or chunk sizes that the tests' other networks do not have."""
+OTHERS = ["mfcc", "branchformer", "e_branchformer_moe", "squeezeformer", "efficient_conformer_stream"]
 
 
-@pytest.fixture(scope="session", params=OTHER_NETWORKS)
+@pytest.fixture(scope="session", params=OTHERS)
 def other_bundle(request, tmp_path_factory):
-    """Return a bundle with random weights of another kind of network than the golden checkpoints."""
+    """Return a bundle with features, caches, frame rates or chunk sizes that the golden networks do not have."""
     from wenet_directories import write_configuration  # noqa: PLC0415 - as in `write_bundle`
 
     folder = tmp_path_factory.mktemp(request.param)
@@ -171,8 +170,7 @@ def other_bundle(request, tmp_path_factory):
 @pytest.fixture(scope="session")
 def quantized(bundle, tmp_path_factory):
     """Return a function from the name of a recipe to the tiny bundle quantized with it, made once per session."""
-    # Imported here, as in `write_bundle`.
-    from u2moe.quantize import quantize_bundle, recipe  # noqa: PLC0415
+    from u2moe.quantize import quantize_bundle, recipe  # noqa: PLC0415 - as in `write_bundle`
 
     @functools.cache
     def quantize(name):
@@ -184,8 +182,7 @@ def quantized(bundle, tmp_path_factory):
 @pytest.fixture(scope="session")
 def ort_bundle(bundle, tmp_path_factory):
     """Return the folder of the tiny bundle with graphs in ORT format."""
-    # Imported here, as in `write_bundle`.
-    from u2moe.export.profiles.conversion import convert_bundle  # noqa: PLC0415
+    from u2moe.export.profiles.conversion import convert_bundle  # noqa: PLC0415 - as in `write_bundle`
 
     return convert_bundle(bundle.path, tmp_path_factory.mktemp("ort") / "bundle", "ort").path
 

@@ -7,8 +7,6 @@ import numpy as np
 import onnxruntime
 import pytest
 from feeding import CHUNKED, RATE, TINY, check_equal, feed, feed_together
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tones import say
 
 from u2moe.runtime import Recognizer, SessionSettings
@@ -71,19 +69,18 @@ def test_recordings_of_like_length_share_a_call_with_full_context(recognizer, so
 
 
 @pytest.mark.parametrize("num_left_chunks", [2, 0, -1])
-@settings(max_examples=2)
-@given(st.data())
-def test_batches_may_change_from_chunk_to_chunk(recognizer, sound, num_left_chunks, data):
+def test_batches_may_change_from_chunk_to_chunk(recognizer, sound, num_left_chunks):
     """Streams start, end, pause and change places: caches must stay with their stream. Their loudness differs, which
     would reveal shared scales of activations."""
-    options = dataclasses.replace(TINY, num_left_chunks=num_left_chunks)
+    options, random = dataclasses.replace(TINY, num_left_chunks=num_left_chunks), np.random.default_rng(0)
     sounds = [np.roll(sound, 5000 * i)[: 30_000 + 4567 * i] * (0.2 + 0.2 * i) for i in range(5)]
     alone = [feed(recognizer, samples, options=options) for samples in sounds]
     streams = [recognizer.create_stream(options) for _ in sounds]
     segments = [[] for _ in sounds]
     parts = [list(np.array_split(samples, 5)) for samples in sounds]
     while any(parts):
-        chosen = data.draw(st.lists(st.sampled_from([i for i in range(5) if parts[i]]), min_size=1, unique=True))
+        waiting = [i for i in range(5) if parts[i]]
+        chosen = random.permutation(waiting)[: random.integers(1, len(waiting) + 1)].tolist()
         for i in chosen:
             streams[i].accept_waveform(RATE, parts[i].pop(0))
             if not parts[i]:
@@ -133,9 +130,9 @@ def pair(request, bundle, quantized):
 def test_values_on_a_device_change_no_bit(pair, sound, num_left_chunks, search):
     options = dataclasses.replace(TINY, num_left_chunks=num_left_chunks, search=search, beam_size=4)
     whole = dataclasses.replace(options, chunk_size=None, num_left_chunks=-1)
-    sounds = [np.roll(sound, 5000 * i)[: 30_000 + 4567 * i] for i in range(2 if search == "attention" else 7)]
+    sounds = [np.roll(sound, 5000 * i)[: 30_000 + 4567 * i] for i in range(2 if search == "attention" else 4)]
     for call in (
-        lambda recognizer: feed(recognizer, sound, [1, 7000, 31_234, 160], options=options),
+        lambda recognizer: feed(recognizer, sound[:44_000], [1, 7000, 31_234, 160], options=options),
         lambda recognizer: feed_together(recognizer, sounds, [options] * len(sounds)),
         lambda recognizer: [recognizer.transcribe(samples, options=whole) for samples in sounds[:1]],
         lambda recognizer: [own.tolist() for own in recognizer.model.rescore(np.ones((9, 64)), [[5, 6], []])],

@@ -17,10 +17,8 @@ from u2moe.quantize.report import describe
 from u2moe.quantize.rounding import RoundedWeight, compensated, fitted, fitted_layer, recorded
 from u2moe.quantize.smoothing import rewritten_bundle, smooth
 from u2moe.runtime import AudioError, Bundle
-from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.cli import main
 from u2moe.runtime.decoding.ctc import Hypothesis
-from u2moe.runtime.graph.file import group_of
 
 MATRICES = arrays(np.float32, st.tuples(st.integers(1, 70), st.integers(1, 9)), elements=st.floats(-100, 100, width=32))
 
@@ -69,17 +67,6 @@ def test_int4_is_at_least_as_good_as_plain_rounding(weight, block_size):
         largest = np.abs(weight[rows]).max(axis=0)
         error = np.square(restored[rows] - weight[rows], dtype=np.float64).sum(axis=0)
         assert (error <= block_size * np.square(0.501 * (largest / 7 + made.scale)) + NOTHING).all()
-
-
-@pytest.mark.slow
-def test_every_weight_of_the_demo_model_leaves_room_in_pairs():
-    counts, weights = Bundle.open(DEMO_FOLDER).manifest.quantization["num_weights"], {}
-    for file in DEMO_FOLDER.glob("*.onnx"):
-        for name, value in ir.load(file).graph.initializers.items():
-            if value.dtype == ir.DataType.INT8 and group_of(value) != "embeddings":
-                weights[f"{file.name}: {name}"] = value.const_value.numpy()
-    assert len(weights) == sum(count for group, count in counts.items() if group != "embeddings") > 250
-    assert [name for name, array in weights.items() if not fits_16_bits(array)] == []
 
 
 FOUR, FINE = conversion("int4", 32), conversion("int4", 16)

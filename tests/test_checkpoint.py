@@ -1,4 +1,4 @@
-"""What is read of WeNet's directories: weights, statistics and vocabulary, under all names and in all layouts."""
+"""Weights, statistics and vocabulary of WeNet's directories, under all names and in all layouts."""
 
 import json
 import lzma

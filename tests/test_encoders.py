@@ -12,6 +12,7 @@ import torch
 from u2moe.export import parity
 from u2moe.export.checkpoint import Checkpoint
 from u2moe.export.comparison import LIMIT
+from u2moe.export.exporter import bundle_manifest
 from u2moe.export.parity import Parity
 from u2moe.export.random_checkpoint import random_config
 from u2moe.export.sherpa import OFFLINE, SherpaOptions, supported_graphs
@@ -162,17 +163,6 @@ def test_two_rates_of_frames_take_two_frames_at_a_time(opened):
         model.encode(features(100), chunk_size=5)
 
 
-@pytest.mark.parametrize("name", [
-    "e_branchformer_not_causal", "branchformer_learned", "squeezeformer_full", "squeezeformer_pre_norm",
-    "efficient_conformer",
-])  # fmt: skip
-def test_what_needs_the_whole_utterance_refuses_chunks(opened, name):
-    _, _, model = opened(name)
-    assert model.encode(features(100)).shape == (96 // model.config.subsampling_rate, 32)
-    with pytest.raises(StreamError, match="cannot stream"):
-        model.encode(features(100), chunk_size=16)
-
-
 @pytest.mark.parametrize(("name", "reason"), [
     ("e_branchformer", "the encoder keeps merge_cache, which"),
     ("branchformer", "24 channels .*half of cgmlp_linear_units. do not match output_size 32, which"),
@@ -180,9 +170,10 @@ def test_what_needs_the_whole_utterance_refuses_chunks(opened, name):
     ("efficient_conformer_stream", "the encoder keeps att_cache_2, cnn_cache_2, which"),
     ("efficient_conformer", "looks ahead or was not trained on chunks, so .* then use the offline client"),
 ])  # fmt: skip
-def test_encoders_that_the_online_client_of_sherpa_onnx_cannot_hold(opened, name, reason):
-    bundle, said = opened(name)[1], []
-    graphs = supported_graphs(bundle.path, bundle.manifest, bundle.tokens, SherpaOptions(), said.append)
+def test_encoders_that_the_online_client_of_sherpa_onnx_cannot_hold(golden_checkpoint, name, reason):
+    checkpoint, said = Checkpoint.open(golden_checkpoint(name)), []
+    manifest, tokens = bundle_manifest(checkpoint), checkpoint.tokens
+    graphs = supported_graphs(checkpoint.path, manifest, tokens, SherpaOptions(), said.append)
     assert graphs == (OFFLINE,)
     instead = "" if "looks ahead" in reason else ".*: use u2moe convert --profile streaming"
     assert re.search(f"no model-streaming.onnx: .*{reason}{instead}", said[0])

@@ -70,7 +70,7 @@ EACH_SETTING = {f"pair_{number}" for number in (1, 3, 4, 5, 9, 12, 15, 17, 28, 3
 
 def configurations():
     """Return all of them; `make test` compares each setting once, and test_configurations all of them with WeNet. Those
-    of test_golden_recordings are compared there: graphs with WeNet, on recordings and their chunks."""
+    of test_model are compared there: graphs with WeNet, on recordings and their chunks."""
     known = golden_recordings.known()
     for name in CONFIGURATIONS:
         combined = name.startswith("release_") or name.endswith(("_moe", "_in_the_decoder")) or name in COMBINED

@@ -1,9 +1,13 @@
+"""Outputs, searches and rescoring equal WeNet's, for golden networks and each kind of network; errors of `Model`."""
+
 from unittest.mock import Mock
 
+import golden_recordings as recordings
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from wenet_directories import write_configuration
 
 from u2moe.runtime import Bundle, RescoringWeights, attention_beam_search, attention_rescoring, ctc_greedy_search
 from u2moe.runtime.decoding.ctc import ctc_prefix_beam_search
@@ -12,6 +16,7 @@ from u2moe.runtime.model import model as model_module
 from u2moe.runtime.model.model import Model, _batches, _Size
 
 pytestmark = pytest.mark.slow
+KNOWN = recordings.known()
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +59,34 @@ def test_everything_equals_wenet(golden, golden_model):
                 beam_size=5, eos=golden_model.config.eos, length_penalty=length_penalty,
             )[0]  # fmt: skip
             assert best.tokens == results[f"attention beam=5 length_penalty={length_penalty}"]["tokens"]
+
+
+def found(model, encoded):
+    """As `recordings.known`."""
+    hypotheses = ctc_prefix_beam_search(model.ctc(encoded), recordings.BEAM_SIZE)
+    tokens, chosen = [hypothesis.tokens for hypothesis in hypotheses], None
+    if model.config.decoder != "none":
+        left, right = model.rescore(encoded, tokens)
+        backward = recordings.WEIGHTS["reverse_weight"] if model.config.bidirectional else 0
+        first = recordings.WEIGHTS["ctc_weight"] * np.array([hypothesis.score for hypothesis in hypotheses])
+        chosen = int(np.argmax((1 - backward) * left + backward * right + first))
+    return [tokens, [hypothesis.times for hypothesis in hypotheses], chosen]
+
+
+@pytest.mark.skipif(not recordings.CLIPS.is_dir(), reason="u2moe-demo, which has the recordings, is not installed")
+@pytest.mark.parametrize("num", [4, pytest.param(None, marks=pytest.mark.endurance)])
+@pytest.mark.parametrize("name", KNOWN)
+def test_recordings_whole_and_in_chunks(name, num, export_quickly, tmp_path):
+    known = {part: results[:num] for part, results in KNOWN[name].items()}
+    checkpoint = write_configuration(name, tmp_path / "checkpoint", blank_bias=recordings.BLANK_BIAS)
+    bundle = Bundle.open(export_quickly(checkpoint, tmp_path / "bundle"))
+    model, heard = bundle.load(), [recordings.features(each, bundle.manifest.features) for each in known["recordings"]]
+    assert heard
+    assert [found(model, model.encode(features)) for features in heard] == known["whole"]
+    assert ("chunks" in known) == bundle.manifest.model.streaming
+    if "chunks" in known:
+        encoded = [model.encode(features, recordings.CHUNK_SIZE, recordings.NUM_LEFT_CHUNKS) for features in heard]
+        assert [found(model, each) for each in encoded] == known["chunks"]
 
 
 def same_number(num):

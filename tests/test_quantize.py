@@ -154,22 +154,17 @@ def test_what_cannot_be_quantized_is_refused_and_leaves_nothing(bundle, quantize
     assert {file.name for file in tmp_path.iterdir()} == {"foreign", "short.wav"}
 
 
-@pytest.fixture
-def separate(small_bundle, tmp_path):
-    source = tmp_path / "source"
-    with BundleWriter(source) as staging:
-        for graph in small_bundle.manifest.model.graphs():
-            file = small_bundle.path / graph.file
-            ir.save(ir.load(file), staging.path / graph.file, external_data=f"{graph.file}.data")
-        staging.add("tokens.txt", small_bundle.path / "tokens.txt")
-        staging.finish(small_bundle.manifest)
-    return source
-
-
 @pytest.mark.parametrize(("name", "limit"), [("int8", 10_000), ("fp16", 10**9)])
-def test_weights_beside_the_graph(name, limit, separate, small_bundle, monkeypatch, tmp_path):
+def test_weights_beside_the_graph(name, limit, small_bundle, monkeypatch, tmp_path):
     """Large graphs keep their weights in a separate file. A second name is refused for weights alone."""
     plain, _ = quantize_bundle(small_bundle.path, tmp_path / "plain", recipe(name))
+    separate = tmp_path / "source"
+    with BundleWriter(separate) as staging:
+        for graph in small_bundle.manifest.model.graphs():
+            model = ir.load(small_bundle.path / graph.file)
+            ir.save(model, staging.path / graph.file, external_data=f"{graph.file}.data")
+        staging.add("tokens.txt", small_bundle.path / "tokens.txt")
+        staging.finish(small_bundle.manifest)
     (tmp_path / "again").hardlink_to(separate / "encoder.onnx.data")
     with pytest.raises(BundleError, match=r"encoder\.onnx\.data: has 2 names \(hard links\), expected one"):
         quantize_bundle(separate, tmp_path / "out", recipe(name))
