@@ -15,10 +15,11 @@ import soundfile
 
 from u2moe.benchmarks.bench import plan as suite
 from u2moe.benchmarks.bench.compare import compare_reports, read_report, time_ratio, values, verdicts
-from u2moe.benchmarks.bench.costs import WORK, costs_picture, costs_table
+from u2moe.benchmarks.bench.costs import WORK, costs_picture, costs_table, measure_costs
 from u2moe.benchmarks.bench.plan import PLANS, Plan, name_bundles, run_suite
 from u2moe.benchmarks.bench.terminal import describe
-from u2moe.benchmarks.instruments import rates
+from u2moe.benchmarks.instruments import rates, workload
+from u2moe.benchmarks.instruments.probe import Probe
 from u2moe.export import convert_static
 from u2moe.quantize.inspection import count_parameters
 from u2moe.runtime import AudioError, Bundle, DecodingOptions, ProviderError, cli
@@ -48,6 +49,8 @@ def report(exported, recordings):
     bundles = {name: Bundle.open(exported(name)) for name in BOTH}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rates, "_CALL_S", 0.005)  # values do not matter here
+        patch.setattr(workload, "UTTERANCE_S", 1.0)
+        patch.setitem(workload.NUM_CHUNKS, "streaming-8", 1)
         patch.setattr(suite, "_PROCESSES", 1)
         patch.setenv("U2MOE_KERNELS", "onnxruntime")  # a graph with native kernels is profiled twice
         return run_suite(bundles, recordings, PLAN, options=DecodingOptions(length_penalty=0.5), hotwords=[])
@@ -62,7 +65,6 @@ def saved(report, tmp_path):
 
 @pytest.fixture
 def bench(capsys):
-    """Return a function that runs the command, and returns its exit status, its output and its errors."""
 
     def run(*arguments):
         try:
@@ -181,34 +183,34 @@ sys.exit(main(["bench", *sys.argv[1:], "--quick", "--repetitions", "1"]))
     assert "10^9 multiply-adds" not in done.stdout
 
 
-@pytest.mark.parametrize("left", [4, 2])
-def test_a_fixed_shape_is_a_mode_of_its_source_too(left, exported, report, recordings, tmp_path, monkeypatch, bench):
-    source, file, mode = exported("moe_tiny"), tmp_path / "report.json", f"chunk 16, left {left}"
-    static = convert_static(source, tmp_path / "static", num_left_chunks=left).path
+def test_a_fixed_shape_is_a_mode_of_its_source_too(exported, report, recordings, tmp_path, monkeypatch, bench):
+    source, file, mode = exported("moe_tiny"), tmp_path / "report.json", "chunk 16, left 2"
+    static = convert_static(source, tmp_path / "static", num_left_chunks=2).path
     (tmp_path / "list.tsv").write_text(f"{recordings[0].path}\t{recordings[0].transcript}", encoding="utf-8")
     monkeypatch.setattr(rates, "_CALL_S", 0.005)
     monkeypatch.setitem(PLANS, "quick", dataclasses.replace(PLANS["quick"], repetitions=1, paced_s=0.3))
     known = report["footprint"]["moe_tiny"]
     monkeypatch.setattr(suite, "measure_footprint", lambda bundles, *_, **__: dict.fromkeys(bundles, known))
-    beside = [source] if left == 2 else []
-    status, out, _ = bench(static, *beside, "--quick", "--list", tmp_path / "list.tsv", "-o", file)
+    status, out, _ = bench(static, source, "--quick", "--list", tmp_path / "list.tsv", "-o", file)
     assert status == 0
     report = read_report(file)
     for section, others in (("speed", MODES), ("latency", MODES[1:])):
-        expected = {"static": {mode}, **{path.name: {*others, mode} for path in beside}}
+        expected = {"static": {mode}, source.name: {*others, mode}}
         found = {name: {each["mode"] for each in report[section] if each["bundle"] == name} for name in expected}
         assert found == expected
-    assert list(report["costs"]["static"]["work"]) == ["streaming", "second-pass"][left == 2 :]
+    assert list(report["costs"]["static"]["work"]) == ["second-pass"]
     counted = ({entry["bundle"] for entry in report["bound"]}, set(report["experts"]))
-    assert counted == ({path.name for path in beside},) * 2
+    assert counted == ({source.name},) * 2
     assert f"\nstatic: {report['fixed_shapes']['static']}\n" in out
     assert len({str(entry["words"]) for entry in report["speed"] if entry["mode"] == mode}) == 1
-    if beside:
-        assert re.match(f"time static / {source.name} = .*, {mode}, 1 thread\n", out)
+    assert re.match(f"time static / {source.name} = .*, {mode}, 1 thread\n", out)
     other = json.loads(json.dumps(report).replace(mode, "chunk 9, left 1").replace(MODES[0], "").replace(MODES[1], ""))
     assert time_ratio(report, other)[0].endswith(f", {mode} and chunk 9, left 1, 1 thread")
     with pytest.raises(ValueError, match="in the same mode, but the bundles have no mode in common"):
         list(verdicts({"words": 1.0}, report, other))
+    monkeypatch.setattr(workload, "NUM_LEFT_CHUNKS", 2)
+    found = measure_costs({"static": Probe(Bundle.open(static))}, [np.zeros(16_000, np.float32)], 1)
+    assert list(found["static"]["work"]) == ["streaming", "second-pass"]
 
 
 def test_a_difference_is_told_from_the_spread_and_a_report_equals_itself(report, saved):
@@ -242,16 +244,14 @@ def test_a_difference_is_told_from_the_spread_and_a_report_equals_itself(report,
     lines = list(compare_reports(json.loads(json.dumps(report).replace("moe_tiny", "old")), report))
     assert lines[0] == "old is compared with moe_tiny, at the same position in the other report"
     assert len(lines) == 2 + len(values(report))
-
-
-@pytest.mark.parametrize(
-    "content",
-    ["", "[]", '{"format": "u2moe-bench", "version": 0}', '{"format": "u2moe-bench", "version": 1, "machine": {}}'],
-)
-def test_what_is_no_report_is_refused_by_name(tmp_path, content):
-    (tmp_path / "old.json").write_text(content, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"old\.json: "):
-        read_report(tmp_path / "old.json")
+    for content in (
+        "",
+        "[]",
+        *(f'{{"format": "u2moe-bench", "version": {rest}}}' for rest in ("0", '1, "machine": {}')),
+    ):
+        saved.write_text(content, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"report\.json: "):
+            read_report(saved)
 
 
 def test_command_shows_and_compares_what_was_saved(report, saved, tmp_path, bench):

@@ -24,7 +24,6 @@ def bundles(exported, quantized):
 
 @pytest.fixture(scope="module")
 def kernels(bundles, sound):
-    """The kernels of two runs, by the name of a bundle and the mode."""
     return {
         (name, mode): profile(bundles[name], bound.utterance(Probe(bundles[name]), sound, mode), {}, repetitions=2)
         for name in NAMES

@@ -94,7 +94,6 @@ def test_files_that_change_between_the_comparison_and_the_session_are_refused(co
 
 
 def test_each_byte_is_compared_once(beside, monkeypatch):
-    """Each file is compared with its digest when the bundle is opened or, otherwise, when it is loaded."""
     num_bytes = []
 
     def counted(content=b""):

@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -88,23 +89,44 @@ def test_freed_memory_returns_to_the_system_before_a_session_is_made():
     assert before - host.status_bytes("VmRSS") > 3000 * last.nbytes
 
 
-@pytest.mark.parametrize(("option", "message"), [
-    ("--max-damage=200", "--max-damage must be a number above 0 and at most 100, got 200.0"),
-    ("--max-damage=nan", "--max-damage must be a number above 0 and at most 100, got nan"),
-    ("--max-size=-1", "--max-size must be a number above 0, got -1.0"),
-    ("--max-size=1 --dry-run", "--dry-run measures nothing and cannot be combined with limits"),
-    ("--layer=ctc.ctc_lo", "--layer must be LAYER=FORMAT, got 'ctc.ctc_lo'"),
-    ("--layer=ctc.nothing=int8", "has no layer ctc.nothing; layers are ctc.ctc_lo, "),
-    ("--layers=LIST", "must be a JSON object that maps layer names to formats"),
-    ("--calibration=kept.wav", "--calibration must name a .npz file, got kept.wav"),
-])  # fmt: skip
-def test_mistakes_are_told_in_the_words_of_the_options(option, message, small_bundle, recordings, tmp_path, capsys):
-    (tmp_path / "list.json").write_text('["ctc.ctc_lo"]', encoding="utf-8")
-    option = option.replace("LIST", str(tmp_path / "list.json"))
-    calibrate = ["--calibrate", str(recordings[0])] if option.startswith("--max") else []
-    arguments = ["quantize", str(small_bundle.path), str(tmp_path / "out"), *option.split(), *calibrate]
-    assert main([*arguments, "--no-report"]) == 1
-    assert message in capsys.readouterr().err
+def _cut(file):
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+def _without_names(file):
+    np.savez(file, np.array(json.dumps({"format": "u2moe calibration 1"})))
+
+
+def _of_another_version(file):
+    with np.load(file) as arrays:
+        about, *features = arrays.values()
+    np.savez(file, np.array(str(about).replace("calibration 1", "calibration 2")), *features)
+
+
+def test_mistakes_are_told_in_the_words_of_the_options(broken, small_bundle, recordings, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("list.json").write_text('["ctc.ctc_lo"]', encoding="utf-8")
+    Path("a.wav").symlink_to(recordings[0])
+    keep_calibration(small_bundle.path, [Path("a.wav")], Path("kept.npz"))
+    for name, damage in {"cut": _cut, "nameless": _without_names, "other": _of_another_version}.items():
+        damage(Path(shutil.copy("kept.npz", f"{name}.npz")))
+    for option, message in (
+        ("--max-damage=200 --calibrate=a.wav", "--max-damage must be a number above 0 and at most 100, got 200.0"),
+        ("--max-damage=nan --calibrate=a.wav", "--max-damage must be a number above 0 and at most 100, got nan"),
+        ("--max-size=-1 --calibrate=a.wav", "--max-size must be a number above 0, got -1.0"),
+        ("--max-size=1 --dry-run --calibrate=a.wav", "--dry-run measures nothing and cannot be combined with limits"),
+        ("--layer=ctc.ctc_lo", "--layer must be LAYER=FORMAT, got 'ctc.ctc_lo'"),
+        ("--layer=ctc.nothing=int8", "has no layer ctc.nothing; layers are ctc.ctc_lo, "),
+        ("--layers=list.json", "must be a JSON object that maps layer names to formats"),
+        ("--calibration=kept.wav", "--calibration must name a .npz file, got kept.wav"),
+        ("--calibration=cut.npz", "cut.npz: cannot be read as a calibration file: "),
+        ("--calibration=nameless.npz", "nameless.npz: cannot be read as a calibration file: "),
+        ("--calibration=other.npz", "other.npz: is incomplete or was written by another version of u2moe"),
+        ("--calibration=kept.npz", "kept.npz: was made for bundle"),
+    ):
+        bundle = broken if "kept.npz" in option else small_bundle
+        assert main(["quantize", str(bundle.path), "out", *option.split(), "--no-report"]) == 1
+        assert message in capsys.readouterr().err
 
 
 def test_formats_of_layers_are_chosen_by_hand_and_bundles_compared(small_bundle, recordings, tmp_path, capsys):
@@ -150,46 +172,7 @@ def test_a_calibration_is_kept_for_other_recipes(small_bundle, recordings, tmp_p
     assert shlex.join(["--calibration", str(kept), "--max-damage", "2"]) in capsys.readouterr().out.splitlines()[-1]
     limit = ["--recipe", "int8-experts", "--calibration", str(kept), "--max-divergence", "1", *options]
     assert main(["quantize", source, str(tmp_path / "limit"), *limit]) == 0
-    measured = tmp_path / "kept.npz.damage.jsonl"
-    lines = measured.read_text(encoding="utf-8")
-    assert main(["quantize", source, str(tmp_path / "again"), *limit]) == 0
-    assert measured.read_text(encoding="utf-8") == lines != ""
-
-
-@pytest.fixture(scope="module")
-def calibration(small_bundle, recordings, tmp_path_factory):
-    file = tmp_path_factory.mktemp("calibration") / "kept.npz"
-    keep_calibration(small_bundle.path, recordings, file)
-    return file
-
-
-def _cut(file):
-    file.write_bytes(file.read_bytes()[:1000])
-
-
-def _without_names(file):
-    np.savez(file, np.array(json.dumps({"format": "u2moe calibration 1"})))
-
-
-def _of_another_version(file):
-    with np.load(file) as arrays:
-        about, *features = arrays.values()
-    np.savez(file, np.array(str(about).replace("calibration 1", "calibration 2")), *features)
-
-
-@pytest.mark.parametrize(("damage", "message"), [
-    (None, "was made for bundle"),
-    (_cut, "cannot be read as a calibration file: "),
-    (_without_names, "cannot be read as a calibration file: "),
-    (_of_another_version, "is incomplete or was written by another version of u2moe"),
-])  # fmt: skip
-def test_another_calibration_is_refused(damage, message, broken, small_bundle, calibration, tmp_path, capsys):
-    kept, bundle = tmp_path / "kept.npz", small_bundle.path if damage else broken.path
-    shutil.copy(calibration, kept)
-    if damage:
-        damage(kept)
-    assert main(["quantize", str(bundle), str(tmp_path / "out"), "--calibration", str(kept)]) == 1
-    assert f"{kept}: {message}" in capsys.readouterr().err
+    assert (tmp_path / "kept.npz.damage.jsonl").stat().st_size > 0  # for other limits
 
 
 @pytest.mark.parametrize("options", [[], ["--recipe", "fp16"], ["--recipe", "int4", "--calibrate", "LIST"]])

@@ -169,18 +169,10 @@ def test_help_needs_nothing_that_computes_and_shows_percent_signs():
     for name, (_, _, summary) in cli.COMMANDS.items():
         assert re.search(rf"^  {name} +{re.escape(summary)}$", done.stdout, re.MULTILINE)
 
-    @dataclasses.dataclass
-    class Share:
-        """A share.
-
-        Attributes:
-            part: at least 1 % of all.
-        """
-
-        part: int = option("integer", 2, flag="--part")
-
+    fields = [("part", int, option("integer", 2, flag="--part"))]
+    about = "A share.\n\nAttributes:\n    part: at least 1 % of all.\n"
     parser = CommandParser(prog="it")
-    add_declared(parser, Share)
+    add_declared(parser, dataclasses.make_dataclass("Share", fields, namespace={"__doc__": about}))
     assert "at least 1 % of all (default: 2)" in parser.format_help()
 
 

@@ -25,7 +25,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("loaded_once")]
 
 
 def written(folder):
-    """Return the content of the files in a folder, except hidden ones."""
     return {
         str(file.relative_to(folder)): file.read_text(encoding="utf-8")
         for file in folder.rglob("[!.]*") if file.is_file()

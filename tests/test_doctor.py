@@ -29,6 +29,9 @@ def test_the_page_says_what_a_report_needs(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(bundle_location, "DEMO_FOLDER", tmp_path / "none")
     assert cli.main(["doctor"]) == 1
     assert "demo model: the demo model is not installed: run pip install ./runtime/demo" in capsys.readouterr().out
+    for option in (["--providers", "CPUExecutionProvider"], ["bundle"], ["-o", "check.json"]):
+        assert cli.main(["doctor", *option]) == 1
+        assert "requires --check" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -54,7 +57,6 @@ check.write_findings(*sys.argv[1:])"""
 
 @pytest.mark.slow
 def test_a_machine_that_computes_correctly_passes(checked, monkeypatch, quantized):
-    """All steps, in a separate process."""
     monkeypatch.setattr(check, "_CHILD", QUICK)
     bundle = quantized("int8")
     code, report, text = checked(bundle.path)
@@ -77,7 +79,6 @@ def test_a_machine_that_computes_correctly_passes(checked, monkeypatch, quantize
 
 
 def test_what_ends_early_does_not_pass(checked, small_bundle, tmp_path, monkeypatch):
-    """Providers that are missing, damaged bundles, and drivers that end the process."""
     code, report, text = checked(small_bundle.path, "--providers", "RocketExecutionProvider")
     (failure,) = report["failures"]
     assert (code, report["passed"], report["providers"]) == (1, False, ["RocketExecutionProvider"])
@@ -139,9 +140,3 @@ def test_a_kernel_with_a_wrong_digest_or_without_an_instruction_set_does_not_pas
     assert found("native kernels")[1] == [
         "native kernels: results of u2moe-kernels depend on the instruction set: other (0123), all others (4567)"
     ]
-
-
-@pytest.mark.parametrize("option", [["--providers", "CPUExecutionProvider"], ["bundle"], ["-o", "check.json"]])
-def test_what_only_a_check_takes_is_refused_without_it(capsys, option):
-    assert cli.main(["doctor", *option]) == 1
-    assert "requires --check" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """The documentation: the site is built without a warning and without other hosts, and its commands run."""
 
+import dataclasses
 import importlib.util
 import itertools
 import os
@@ -19,7 +20,7 @@ import u2moe.export
 import u2moe.quantize
 import u2moe.runtime
 from u2moe.benchmarks.bench import plan
-from u2moe.benchmarks.instruments import rates
+from u2moe.benchmarks.instruments import rates, workload
 from u2moe.export.random_checkpoint import random_config, write_random_checkpoint
 from u2moe.runtime import cli
 from u2moe.runtime.bundle_location import DEMO_FOLDER
@@ -39,20 +40,13 @@ def commands(page):
     return [list(words) for line in lines for is_and, words in itertools.groupby(line, "&&".__eq__) if not is_and]
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
+def test_the_site_is_built_and_fetches_nothing_from_other_hosts(tmp_path):
     pytest.importorskip("material", reason="needs the extra docs")
     pytest.importorskip("mkdocstrings", reason="needs the extra docs")
-    folder = tmp_path_factory.mktemp("site") / "site"
-    done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "-d", str(folder)],
-        cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    site, environment = tmp_path / "site", {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "-d", str(site)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    return folder
-
-
-def test_nothing_is_fetched_from_other_hosts_and_marks_are_filled_in(site):
     pages = sorted(site.rglob("*.html"))
     assert len(pages) > 20
     for page in pages:
@@ -68,11 +62,11 @@ def test_nothing_is_fetched_from_other_hosts_and_marks_are_filled_in(site):
     assert "--weights FILE" in (site / "export" / "index.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("package", [u2moe.runtime, u2moe.export, u2moe.quantize], ids=lambda package: package.__name__)
-def test_every_public_name_is_described_once(package):
+def test_every_public_name_is_described_once():
     text = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "api").glob("*.md"))
-    described = re.findall(rf"^::: {package.__name__}\.(\w+)$", text, re.MULTILINE)
-    assert sorted(described) == sorted(package.__all__)
+    for package in (u2moe.runtime, u2moe.export, u2moe.quantize):
+        described = re.findall(rf"^::: {package.__name__}\.(\w+)$", text, re.MULTILINE)
+        assert sorted(described) == sorted(package.__all__)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -97,23 +91,20 @@ def test_commands_are_understood(page, monkeypatch):
             assert program in ("ruff", "mkdocs", "curl", "openssl"), words
 
 
-ALL_PAGES = [*PAGES, *sorted((ROOT / "docs" / "how").glob("*.md"))]
-PLACEHOLDER = re.compile(r"[A-Z]{3,}")
-
-
-@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: page.stem)
-def test_files_that_are_named_are_there(page):
+def test_files_that_are_named_are_there():
     """Also those that a table names after the first without their folder."""
-    text = page.read_text(encoding="utf-8")
-    named = re.findall(r"`((?:runtime|export|quantize|benchmarks|tests|examples|docs)/[\w./]*)`", text)
-    for name in named:
-        if not PLACEHOLDER.search(Path(name).stem) and not PLACEHOLDER.search(name.split("/")[1]):
-            assert (ROOT / name).exists(), name
-    folders = {(ROOT / name).parent for name in named} | {ROOT / "tests"}
-    for name in re.findall(r"`(\w+\.py)`", text):
-        assert any((folder / name).is_file() for folder in folders), name
-    for target in re.findall(r"\]\((?!\w+:|#)([^)#]+)", text):
-        assert (page.parent / target).exists(), target
+    placeholder = re.compile(r"[A-Z]{3,}")
+    for page in [*PAGES, *(ROOT / "docs" / "how").glob("*.md")]:
+        text = page.read_text(encoding="utf-8")
+        named = re.findall(r"`((?:runtime|export|quantize|benchmarks|tests|examples|docs)/[\w./]*)`", text)
+        for name in named:
+            if not placeholder.search(Path(name).stem) and not placeholder.search(name.split("/")[1]):
+                assert (ROOT / name).exists(), (page, name)
+        folders = {(ROOT / name).parent for name in named} | {ROOT / "tests"}
+        for name in re.findall(r"`(\w+\.py)`", text):
+            assert any((folder / name).is_file() for folder in folders), (page, name)
+        for target in re.findall(r"\]\((?!\w+:|#)([^)#]+)", text):
+            assert (page.parent / target).exists(), (page, target)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +123,7 @@ def surroundings(tmp_path_factory):
     samples, rate = soundfile.read(clips[0])
     soundfile.write(folder / "speech" / "long.flac", np.tile(samples, 16), rate)
     for name in ("talk.wav", "talk.mp3", "meeting.flac"):  # the suffix does not matter
-        shutil.copy(clips[1], folder / name)
+        shutil.copy(clips[0], folder / name)
     for name in ("talk.txt", "lectures/first.txt"):
         (folder / name).write_text("Seven.", encoding="utf-8")
     (folder / "data.list").write_text('{"key": "talk", "wav": "talk.wav", "txt": "SEVEN"}\n', encoding="utf-8")
@@ -150,6 +141,9 @@ def test_commands_run(name, surroundings, export_quickly, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     monkeypatch.setattr(plan, "_PROCESSES", 1)  # what is measured is not looked at
     monkeypatch.setattr(rates, "_CALL_S", 0.005)
+    monkeypatch.setattr(workload, "UTTERANCE_S", 1.0)
+    monkeypatch.setitem(workload.NUM_CHUNKS, "streaming-8", 1)
+    monkeypatch.setitem(plan.PLANS, "quick", dataclasses.replace(plan.PLANS["quick"], repetitions=1))
     if name == "quantize" and not (folder / "bundle").exists():
         export_quickly(folder / "exp" / "u2pp_moe", folder / "bundle")
     before = len(done)

@@ -40,7 +40,6 @@ from u2moe.runtime.language.sentences import TextOptions, read_sentences, senten
 
 @pytest.fixture
 def arpa(tmp_path):
-    """Return the file of a small model."""
     (tmp_path / "toy.arpa").write_text(random_arpa(1, "ABCDEFX", 2), encoding="utf-8")
     return tmp_path / "toy.arpa"
 

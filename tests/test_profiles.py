@@ -19,7 +19,7 @@ from u2moe.runtime.errors import BundleError, UnsupportedError
 from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.text.vocabulary import Vocabulary
 
-CLIPS = sorted(DEMO_FOLDER.glob("clips/*.flac"))
+CLIPS = [DEMO_FOLDER / "clips" / f"{name}.flac" for name in ("command", "question")]
 GREEDY = DecodingOptions(search="ctc_greedy")
 needs_extensions = pytest.mark.skipif(
     find_spec("onnxruntime_extensions") is None, reason="needs onnxruntime-extensions: pip install 'u2moe[clip]'"
@@ -51,27 +51,21 @@ def streamed(run, manifest, samples, chunk_size=16, left=4):
 
 
 @pytest.mark.slow
-def test_clips_as_streams_of_samples(demo, tmp_path):
-    runs, bundle = converted("streaming", tmp_path / "out"), demo.bundle
+def test_clips_as_streams_and_as_recordings(demo, tmp_path):
+    streams, recordings = (converted(profile, tmp_path / profile) for profile in ("streaming", "offline"))
+    bundle, manifest = demo.bundle, demo.bundle.manifest
     search = {"search": "ctc_prefix_beam", "beam_size": 10, "language_model": "none"}
     options = DecodingOptions(chunk_size=16, num_left_chunks=4, **search)
     for clip in CLIPS:
         samples, _ = soundfile.read(clip, dtype="float32")
         expected = demo.transcribe(clip, options=options).text
-        for run in runs:
-            best = ctc_prefix_beam_search(streamed(run, bundle.manifest, samples), 10)[0]
+        for run in streams:
+            best = ctc_prefix_beam_search(streamed(run, manifest, samples), 10)[0]
             assert bundle.vocabulary.text(best.tokens) == expected
-
-
-@pytest.mark.slow
-def test_clips_as_recordings(demo, tmp_path):
-    runs, manifest = converted("offline", tmp_path / "out"), demo.bundle.manifest
-    for clip in CLIPS:
-        samples, _ = soundfile.read(clip, dtype="float32")
         expected = demo.transcribe(clip, options=GREEDY)
-        for run in runs:
+        for run in recordings:
             found = run({"samples": samples[None]})
-            assert demo.bundle.vocabulary.text(found["tokens"]) == expected.text
+            assert bundle.vocabulary.text(found["tokens"]) == expected.text
             moved = np.abs(found["times"] - expected.segments[0].times)
             # a token begins one frame earlier or later if it and the blank are equally likely: roundings of int8 decide
             assert moved.max() < samples_per_frame(manifest) / manifest.features.sample_rate + 1e-3
@@ -105,7 +99,7 @@ def test_clips_as_files(demo, tmp_path):
     def texts(content):
         return [run({"audio": np.frombuffer(content, np.uint8)[None]})["text"].tolist() for run in runs]
 
-    for clip in CLIPS[:2]:
+    for clip in CLIPS:
         samples, rate = soundfile.read(clip, dtype="float32")
         stereo = np.stack([samples, samples], axis=1)
         for name in ("a.wav", "b.flac"):
@@ -177,7 +171,8 @@ def test_graphs_of_networks_of_any_kind(small_bundle, export_quickly, tmp_path):
         assert not (tmp_path / "5").exists()
 
 
-def test_a_bundle_in_ort_format(ort_bundle):
+@pytest.mark.slow
+def test_a_bundle_in_ort_format_needs_no_native_kernels(ort_bundle, quantized, tmp_path):
     files = json.loads((ort_bundle / "bundle.json").read_text(encoding="utf-8"))["files"]
     names = {"encoder.ort", "ctc.ort", "decoder.ort", "features.ort", "tokens.txt", "required_operators.config"}
     assert set(files) == names
@@ -186,10 +181,6 @@ def test_a_bundle_in_ort_format(ort_bundle):
     assert onnxruntime.InferenceSession(ort_bundle / "ctc.ort").get_inputs()[0].name == "encoder_out"
     with pytest.raises(BundleError, match=r"'encoder\.onnx' is not listed"):
         Bundle.open(ort_bundle)
-
-
-@pytest.mark.slow
-def test_quantized_graphs_in_ort_format_need_no_native_kernels(quantized, tmp_path):
     for file in sorted(convert_bundle(quantized("int8").path, tmp_path / "ort", "ort").path.glob("*.ort")):
         onnxruntime.InferenceSession(file)  # like programs that do not know the functions
 

@@ -4,7 +4,6 @@ runs in a separate process, because it ends the process if it rejects a file."""
 import contextlib
 import dataclasses
 import itertools
-import json
 from pathlib import Path
 
 import kaldi_native_fbank
@@ -36,7 +35,6 @@ TAIL_S = 1.2
 
 @pytest.fixture(scope="module")
 def written(exported, tmp_path_factory):
-    """moe_tiny converted for sherpa-onnx."""
     return export_sherpa(exported("moe_tiny"), tmp_path_factory.mktemp("sherpa") / "moe")
 
 
@@ -58,28 +56,9 @@ def sherpa_features(samples):
     return np.stack([fbank.get_frame(index) for index in range(fbank.num_frames_ready)])
 
 
-def clips():
-    """Two clips of the demo, with noise of a 16-bit step that hides the noise of sherpa-onnx's offline client."""
-    random = np.random.default_rng(0)
-    for file in sorted((DEMO_FOLDER / "clips").glob("*.flac"))[:2]:
-        samples, _ = soundfile.read(file, dtype="float32")
-        yield samples + random.normal(0, 0.003, len(samples)).astype(np.float32)
-
-
 def rounded(samples):
     """Round as a 16-bit WAV file does."""
     return (np.clip(np.round(samples * 32768), -32768, 32767) / 32768).astype(np.float32)
-
-
-def tokens_of(bundle, found):
-    """Return symbols and frames of a hypothesis in sherpa-onnx's form."""
-    return [bundle.tokens[token].replace("\u2581", " ") for token in found.tokens], list(found.times)
-
-
-def online_frames(client, features):
-    """Return the frames that the C++ client uses: whole chunks, each after one more frame than it needs."""
-    num_chunks = len(range(0, len(features) - client.length, client.stride))
-    return features[: (num_chunks - 1) * client.stride + client.length]
 
 
 @pytest.mark.parametrize("source", ["moe_tiny", "demo", "transformer"])
@@ -92,28 +71,35 @@ def test_the_wheel_finds_our_text(source, written, exported, export_quickly, sou
     if source != "moe_tiny":
         folder = export_quickly(DEMO_CHECKPOINT if source == "demo" else tmp_path / "checkpoint", tmp_path / "bundle")
         found = export_sherpa(folder, tmp_path / "exported", options)
-    bundle, client, tokens = Bundle.open(folder), OnlineClient(session(found.path), options), found.path / "tokens.txt"
+    bundle, client = Bundle.open(folder), OnlineClient(session(found.path), options)
     assert source != "transformer" or client.cnn.shape == (2, 1, 32, 0)
-    model, sounds = bundle.load(), [rounded(samples) for samples in (clips() if source == "demo" else [sound])]
+    if source == "demo":
+        sound, _ = soundfile.read(DEMO_FOLDER / "clips" / "command.flac", dtype="float32")
+        # noise of more than a 16-bit step hides the noise of sherpa-onnx's offline client
+        sound += np.random.default_rng(0).normal(0, 0.003, len(sound)).astype(np.float32)
+    model, sound = bundle.load(), rounded(sound)
 
     def compare(heard, frame_s, encoded):
         ours = ctc_greedy_search(model.ctc(encoded), model.config.blank)
         assert len(ours.tokens) > 1
-        assert (heard["tokens"], [round(time / frame_s) for time in heard["timestamps"]]) == tokens_of(bundle, ours)
+        assert heard["tokens"] == [bundle.tokens[token].replace("\u2581", " ") for token in ours.tokens]
+        assert [round(time / frame_s) for time in heard["timestamps"]] == list(ours.times)
         assert heard["text"].split() == bundle.vocabulary.text(ours.tokens).split()
 
-    def heard(name, graph, recordings, **settings):
-        files = [write_wav(tmp_path / f"{number}.wav", each, 16000) for number, each in enumerate(recordings)]
-        return engine(name, {"model": str(found.path / graph.file), "tokens": str(tokens), **settings}).run(files)[0]
+    def heard(name, graph, samples, **settings):
+        own = {"model": str(found.path / graph.file), "tokens": str(found.path / "tokens.txt"), **settings}
+        ((line,), _) = engine(name, own).run([write_wav(tmp_path / "a.wav", samples, 16000)])
+        return line
 
-    longer = [np.concatenate((samples, np.zeros(int(TAIL_S * 16000), np.float32))) for samples in sounds]
+    padded = np.append(sound, np.zeros(int(TAIL_S * 16000), np.float32))
     chunks = {"chunk_size": options.chunk_size, "num_left_chunks": options.num_left_chunks}
-    online = heard("sherpa-online", ONLINE, longer, num_threads=1, **chunks)
-    lines = zip(sounds, longer, online, heard("sherpa-offline", OFFLINE, sounds), strict=True)
-    for samples, padded, in_chunks, as_a_whole in lines:
-        frames = online_frames(client, sherpa_features(padded))
-        compare(in_chunks, 0.04, model.encode(frames, **chunks))
-        compare(as_a_whole, 0.01 * model.config.subsampling_rate, model.encode(sherpa_features(samples)))
+    # whole chunks, each after one more frame than it needs
+    features = sherpa_features(padded)
+    num_chunks = len(range(0, len(features) - client.length, client.stride))
+    frames = features[: (num_chunks - 1) * client.stride + client.length]
+    compare(heard("sherpa-online", ONLINE, padded, num_threads=1, **chunks), 0.04, model.encode(frames, **chunks))
+    frame_s, whole = 0.01 * model.config.subsampling_rate, model.encode(sherpa_features(sound))
+    compare(heard("sherpa-offline", OFFLINE, sound), frame_s, whole)
 
 
 def test_a_long_stream_goes_on_as_ours_does(export_quickly, golden_checkpoint, tmp_path):
@@ -250,30 +236,25 @@ def test_symbols_and_chunks_that_the_client_would_take_for_others(bundle):
             supported_graphs(bundle.path, bundle.manifest, change(list(bundle.tokens)), SherpaOptions(**options))
 
 
-def test_command(small_bundle, tmp_path, capsys):
+def test_command_writes_large_weights_beside_graphs_and_replaces_only_its_own_folders(
+    small_bundle, tmp_path, capsys, monkeypatch
+):
     out, options = str(tmp_path / "out"), ["--profile", "sherpa-onnx", "--chunk-size", "8"]
     command = ["convert", str(small_bundle.path), out, *options]
+    names = {ONLINE.file, OFFLINE.file, "tokens.txt"}
+    monkeypatch.setattr(sherpa, "ONE_FILE_LIMIT", 1000)
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert "the bundle and the graphs for sherpa-onnx agree in 3 comparisons" in printed
     assert f"OfflineRecognizer.from_wenet_ctc(model='{out}/model.onnx'" in printed
     assert f"OnlineRecognizer.from_wenet_ctc(model='{out}/model-streaming.onnx'" in printed
     assert "chunk_size=8, num_left_chunks=4" in printed
-    assert sorted(file.name for file in Path(out).iterdir()) == ["model-streaming.onnx", "model.onnx", "tokens.txt"]
+    assert {file.name for file in Path(out).iterdir()} == names | {f"{ONLINE.file}.data", f"{OFFLINE.file}.data"}
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
     assert main(command) == 1
     assert "is not empty: name another folder, or replace it (--overwrite)" in capsys.readouterr().err
+    monkeypatch.undo()
     assert main([*command, "--overwrite"]) == 0
-
-
-def test_foreign_folders_are_not_overwritten_and_weights_lie_beside_the_graph(small_bundle, tmp_path, monkeypatch):
-    (tmp_path / "precious.json").write_text(json.dumps({}))
+    assert {file.name for file in Path(out).iterdir()} == names
     with pytest.raises(BundleError, match=r"contains no tokens\.txt"):
         export_sherpa(small_bundle.path, tmp_path, overwrite=True)
-    monkeypatch.setattr(sherpa, "ONE_FILE_LIMIT", 1000)
-    found = export_sherpa(small_bundle.path, tmp_path / "out")
-    names = [ONLINE.file, f"{ONLINE.file}.data", OFFLINE.file, f"{OFFLINE.file}.data", "tokens.txt"]
-    assert sorted(file.name for file in found.path.iterdir()) == sorted(names)
-    monkeypatch.undo()
-    again = export_sherpa(small_bundle.path, tmp_path / "again")
-    assert sorted(file.name for file in again.path.iterdir()) == sorted([ONLINE.file, OFFLINE.file, "tokens.txt"])

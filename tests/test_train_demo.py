@@ -78,7 +78,6 @@ def work_dir(tmp_path_factory):
 
 
 def run(folder, name, until_step, *more):
-    """Train up to a step and return the last checkpoint."""
     arguments = ["--work-dir", folder, "--config", folder / "small.yaml", "--name", name, "--until-step", until_step]
     options = ["--batch-frames", 800, "--num-batches", 2, "--report-steps", 2]
     train.main([str(argument) for argument in [*arguments, *options, *more]])
@@ -86,7 +85,6 @@ def run(folder, name, until_step, *more):
 
 
 def differences(first, second):
-    """Return the largest difference between the masters of two checkpoints."""
     pairs = ((value, second["optimizer"]["masters"][name]) for name, value in first["optimizer"]["masters"].items())
     return max(float((a - b).abs().max()) for a, b in pairs)
 

@@ -79,7 +79,6 @@ def test_packed_clips_of_a_split_are_read_where_the_recording_says(tmp_path, mon
 
 
 def write_debian(folder, files):
-    """Write WordNet, and other files by their names below /usr/share."""
     write_wordnet(folder / "usr/share")
     for name, content in files.items():
         file = folder / "usr/share" / name
@@ -217,7 +216,6 @@ for line in sys.stdin:
 
 
 def commands(heading):
-    """Return the command lines below a heading of the README, without comments."""
     text = (RECIPE / "README.md").read_text(encoding="utf-8")
     section = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     blocks = "\n".join(re.findall(r"```bash\n(.*?)```", section, re.DOTALL))
@@ -225,7 +223,6 @@ def commands(heading):
 
 
 def game(folder, table, archive):
-    """Write a game of six clips of noise, as FLAC files in one archive, and its table."""
     rng = np.random.default_rng(1)
     archive.parent.mkdir(parents=True)
     rows, offset = [], 0
@@ -240,7 +237,6 @@ def game(folder, table, archive):
 
 
 def write_monologues(content, table):
-    """Write The Ur-Quan Masters with one clip of one line of noise."""
     for name in ("packages", "addons"):
         (content / name).mkdir(parents=True)
     noise = io.BytesIO()

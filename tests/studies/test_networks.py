@@ -117,23 +117,16 @@ def test_a_machine_is_measured_with_native_kernels_and_without(native, tiny, tmp
     assert len({target.name for target in targets}) == len(targets) == (11 + 2 + 1 if native else 1)
 
 
-@pytest.fixture
-def small(monkeypatch):
-    own = {"PAPER": Shape(4, 2, 64), "NARROW": (Shape(8, 2, 32),), "DIM": 32, "CALL_S": 0.001}
-    for name, size in own.items():
+def test_layers_have_the_bytes_that_were_asked_for_and_everything_is_measured(tmp_path, monkeypatch, capsys):
+    sizes = {"PAPER": Shape(4, 2, 64), "NARROW": (Shape(8, 2, 32),), "DIM": 32, "CALL_S": 0.001}
+    for name, size in sizes.items():
         monkeypatch.setattr(moe_layer, name, size)
-
-
-def test_layers_have_the_bytes_that_were_asked_for(small):
     for name, bits in BITS.items():
         own, random = Layers(name, 20_000, moe_layer.PAPER), np.random.default_rng(0)
         weights = 2 * 32 * 64 * bits / 8
         assert weights < own.bytes_per_expert < 2 * weights
         assert len(own.gates) * 4 * weights >= 20_000
         assert [own.touched(random.standard_normal((size, 32), np.float32)) for size in (1, 500)] == [2, 4]
-
-
-def test_everything_is_measured(small, tmp_path, monkeypatch, capsys):
     measure = moe_layer.measure
     monkeypatch.setattr(moe_layer, "measure", lambda tokens=(1, 16), **own: measure(tokens, 20_000, 1, **own))
     file = tmp_path / "moe_layer.json"

@@ -18,10 +18,24 @@ ROOT = Path(__file__).parents[2]
 MACHINE = {"processor": "P", "usable_cores": 2, "onnxruntime": "1.2"}
 
 
-@pytest.fixture
-def clone(tmp_path, monkeypatch):
-    """Make a folder with results and pages, and modules with few values."""
+def test_the_pages_say_what_the_results_say_and_show_all_between_their_marks(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert pages.main(["--check"]) == 0
+    results = {file.stem for file in (ROOT / "benchmarks" / "results").glob("*.json")}
+    assert results <= set(pages.study_names())
+    shown = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs").rglob("*.md"))
+    assert not [name for name in results if f"<!-- begin {name}." not in shown]
+    text = "# A\n\n<!-- begin a -->\nold \\1\n<!-- end a -->\n\nIt is <!-- begin b -->1<!-- end b --> kept.\n"
+    once = filled(text, {"a": "| new \\1 |\n", "b": "2"})
+    assert once == text.replace("old \\1", "| new \\1 |").replace(">1<", ">2<")
+    assert filled(once, {"a": "| new \\1 |", "b": "2"}) == once
+    assert filled(text, {}) == text
+    for rest in ("kept", "<!-- end b -->", "<!-- begin b -->1<!-- end b -->"):  # which a mark without an end swallows
+        with pytest.raises(ValueError, match=r"a\.md: <!-- begin a --> without <!-- end a -->"):
+            names(f"<!-- begin a -->\n\n{rest}\n", "a.md")
 
+
+def test_pages_show_values_of_results_by_their_names_and_count_their_targets(tmp_path, monkeypatch, capsys):
     def module(name):
         def values(results):
             return {"table": f"| {name} {results['x']} |", "x": str(results["x"])}
@@ -33,39 +47,12 @@ def clone(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pages, "_module", module)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
-    (tmp_path / "docs" / "results").mkdir(parents=True)
+    own, folder = tmp_path / "docs" / "results" / "speed.md", tmp_path / "benchmarks" / "results"
+    own.parent.mkdir(parents=True)
+    folder.mkdir(parents=True)
     for name, x in (("full_size", 1), ("moe_layer", 3), ("hotwords", 2)):
         content = {"x": x, "machine": {**MACHINE, "commit": "c"}, "date": "2026-01-01"}
-        (tmp_path / "benchmarks" / "results" / f"{name}.json").write_text(json.dumps(content))
-    return tmp_path
-
-
-def test_the_pages_say_what_the_results_say(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    assert pages.main(["--check"]) == 0
-
-
-def test_every_result_is_of_a_study_and_on_a_page_between_its_marks():
-    results = {file.stem for file in (ROOT / "benchmarks" / "results").glob("*.json")}
-    assert results <= set(pages.study_names())
-    shown = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs").rglob("*.md"))
-    assert not [name for name in results if f"<!-- begin {name}." not in shown]
-    text = "# A\n\n<!-- begin a -->\nold \\1\n<!-- end a -->\n\nIt is <!-- begin b -->1<!-- end b --> kept.\n"
-    once = filled(text, {"a": "| new \\1 |\n", "b": "2"})
-    assert once == text.replace("old \\1", "| new \\1 |").replace(">1<", ">2<")
-    assert filled(once, {"a": "| new \\1 |", "b": "2"}) == once
-    assert filled(text, {}) == text
-
-
-@pytest.mark.parametrize("rest", ["kept", "<!-- end b -->", "<!-- begin b -->1<!-- end b -->"])
-def test_a_mark_without_its_end_would_swallow_the_rest(rest):
-    with pytest.raises(ValueError, match=r"a\.md: <!-- begin a --> without <!-- end a -->"):
-        names(f"<!-- begin a -->\n\n{rest}\n", "a.md")
-
-
-def test_pages_show_values_of_results_by_their_names(clone, capsys):
-    own = clone / "docs" / "results" / "speed.md"
+        (folder / f"{name}.json").write_text(json.dumps(content))
     keys = ("full_size.x", "full_size.measured", "serving.x")
     own.write_text(" ".join(f"<!-- begin {key} --><!-- end {key} -->" for key in keys))
     assert pages.main(["--check"]) == 1
@@ -79,10 +66,7 @@ def test_pages_show_values_of_results_by_their_names(clone, capsys):
     own.write_text("<!-- begin full_size.y -->0<!-- end full_size.y -->")
     with pytest.raises(ValueError, match=r"speed\.md: unknown marks: full_size\.y"):
         pages.main([])
-
-
-def test_targets_of_all_results_are_counted(clone):
-    found = pages.all_values(clone / "benchmarks" / "results")
+    found = pages.all_values(folder)
     assert (found["targets"]["met"], found["targets"]["total"]) == ("1", "2")
     rows = found["targets"]["table"].splitlines()[2:]
     assert rows == ["| full_size |  | 1 s | ≤ 2 s | met |", "| moe_layer |  | 3 s | ≤ 2 s | **missed** by 50.0% |"]
@@ -90,7 +74,7 @@ def test_targets_of_all_results_are_counted(clone):
     assert large.row == ("x", "", "1234", "≥ 1234", "met")
 
 
-def test_results_say_which_commits_they_come_from(tmp_path, monkeypatch):
+def test_results_say_which_commits_and_machines_they_come_from(tmp_path, monkeypatch):
     content, file = {"cells": {"x": 1}}, tmp_path / "results.json"
     for commit in ("a", "b", "b"):
         monkeypatch.setattr(provenance, "describe_machine", lambda commit=commit: {**MACHINE, "commit": commit})
@@ -99,21 +83,15 @@ def test_results_say_which_commits_they_come_from(tmp_path, monkeypatch):
     assert provenance.measured(content).startswith(text)
     assert provenance.resumed(file, {"cells": {}, "more": 2}) == {**content, "more": 2}
     assert provenance.resumed(tmp_path / "none.json", {"cells": {}}) == {"cells": {}}
-
-
-def test_machines_of_one_name_are_told_apart_by_family_and_model(tmp_path, monkeypatch):
-    older, newer = (
-        {**MACHINE, "processor_version": version}
-        for version in ("cpu family 25, model 17, stepping 1", "cpu family 26, model 2, stepping 1")
-    )
-    (tmp_path / "results.json").write_text(json.dumps({"machine": older, "cells": {}}))
-    restepped = older["processor_version"].replace("stepping 1", "stepping 2")
-    monkeypatch.setattr(provenance, "describe_machine", lambda: {**older, "processor_version": restepped})
-    provenance.resumed(tmp_path / "results.json", {})
+    versions = ("25, model 17, stepping 1", "25, model 17, stepping 2", "26, model 2, stepping 1")
+    older, restepped, newer = ({**MACHINE, "processor_version": f"cpu family {version}"} for version in versions)
+    file.write_text(json.dumps({"machine": older, "cells": {}}))
+    monkeypatch.setattr(provenance, "describe_machine", lambda: restepped)
+    provenance.resumed(file, {})
     monkeypatch.setattr(provenance, "describe_machine", lambda: newer)
     both = r"measured on P \(cpu family 25, model 17\), but this machine is P \(cpu family 26, model 2\)"
     with pytest.raises(ValueError, match=both):
-        provenance.resumed(tmp_path / "results.json", {})
+        provenance.resumed(file, {})
     content = {"machine": newer, "kernels": {"isa": "avx2"}}
     assert provenance.machine_key(content) == "P (cpu family 26, model 2), avx2"
 

@@ -60,22 +60,8 @@ def test_confidences_that_are_honest_or_equally_sure_and_their_fit():
 
 
 @pytest.mark.slow
-def test_the_fit_is_written_into_the_bundle_on_top_of_what_it_says(bundle, tmp_path):
-    folder, first = shutil.copytree(bundle.path, tmp_path / "bundle"), Calibration(scale=2.0, bias=0.5)
-    assert calibration.write_calibration(folder, 2.0, 0.5) == first
-    assert Bundle.open(folder).manifest == dataclasses.replace(bundle.manifest, calibration=first)
-    both = calibration.write_calibration(folder, 3.0, 0.25)
-    expected = word_confidence([word_confidence([0.3], first)], Calibration(scale=3.0, bias=0.25))
-    assert word_confidence([0.3], both) == pytest.approx(expected)
-    with pytest.raises(ValueError, match="scale must be a number above 0"):
-        calibration.write_calibration(folder, -1.0, 0.0)
-    assert Bundle.open(folder).manifest.calibration == both == Calibration(scale=6.0, bias=1.75)
-    assert {file.name for file in folder.iterdir()} == {file.name for file in bundle.path.iterdir()}
-
-
-@pytest.mark.slow
 def test_confidences_are_reported_and_fitted(bundle, recognizer, sound, tmp_path, capsys, study, listed):
-    """All words are correct, except the one with the lowest confidence."""
+    """All words are correct, except the one with the lowest confidence. A fit is on top of what the bundle says."""
     recognized = [word for segment in recognizer.transcribe(sound, 16_000).segments for word in segment.words]
     wrong = min(recognized, key=lambda word: word.confidence)
     test = listed("test.tsv", " ".join(word.word for word in recognized if word is not wrong))
@@ -87,6 +73,13 @@ def test_confidences_are_reported_and_fitted(bundle, recognizer, sound, tmp_path
     calibration.main([str(folder), str(test), "--fit"])
     written = Bundle.open(folder).manifest.calibration
     assert f"scale {written.scale}, bias {written.bias}" in capsys.readouterr().out
+    both = calibration.write_calibration(folder, 3.0, 0.25)
+    expected = word_confidence([word_confidence([0.3], written)], Calibration(scale=3.0, bias=0.25))
+    assert word_confidence([0.3], both) == pytest.approx(expected)
+    with pytest.raises(ValueError, match="scale must be a number above 0"):
+        calibration.write_calibration(folder, -1.0, 0.0)
+    assert Bundle.open(folder).manifest == dataclasses.replace(bundle.manifest, calibration=both)
+    assert {file.name for file in folder.iterdir()} == {file.name for file in bundle.path.iterdir()}
 
 
 def test_the_interval_of_a_ratio_is_as_wide_as_recordings_differ():
@@ -172,7 +165,7 @@ def test_names_are_counted_where_they_are_said_and_others_never_are():
     assert len(set(own) - {"WORD1", "WORD2"}) == len(own) == 100
 
 
-def test_long_lists_are_the_same_for_all_recordings_and_noise_as_loud_as_babble(tmp_path, sound):
+def test_long_lists_are_the_same_for_all_recordings_and_noise_as_loud_as_babble(tmp_path, sound, monkeypatch):
     lists = hotwords.lists_of_all(RECORDINGS, 5, ["there", "window", "candle", "it", "<unk>", "ladder"])
     assert lists["with"] == ["GARDEN", "HARBOUR", "KITCHEN", *lists["unrelated"][:2]]
     assert sorted(lists["unrelated"]) == ["CANDLE", "LADDER", "WINDOW"]
@@ -185,27 +178,6 @@ def test_long_lists_are_the_same_for_all_recordings_and_noise_as_loud_as_babble(
     every = [each for own in made.values() for each in own]
     assert {(round(float(each.std()), 3), len(each)) for each in every} == {(0.05, 15 * hotwords.RATE)}
 
-
-def test_hotwords_are_measured_with_short_lists_and_a_weight(bundle, study, listed):
-    results = study(hotwords, bundle.path, listed("test.tsv", "".join(bundle.tokens[3:9])), "--weight", 9)
-    assert results["weight"] == 9
-    assert {length: found["num_recordings"] for length, found in results["sets"]["test"].items()} == {"10": 1, "100": 1}
-
-
-def test_commands_are_counted_in_each_condition():
-    """The recogniser hears "OLD" without commands, and the first command with them."""
-    said = [(recording.path, recording.transcript) for recording in RECORDINGS[:2]]
-    found = hotwords.measure_commands(Hearer(lambda *_: False), RECORDINGS[2:], {"speech": said})
-    assert (found["num_groups"], found["hours"]) == (1, {"speech": 1.0})
-    without, others, grammar, with_rest = (
-        found["conditions"][name] for name in ("without", "hotwords", "grammar", "with_rest")
-    )
-    assert without == {"num_errors": 4, "speech": 0}
-    assert grammar["num_errors"] == others["num_errors"] in (1, 3)
-    assert with_rest["speech"] == 2 * (grammar["num_errors"] == 3)
-
-
-def test_memory_is_measured_for_each_length(monkeypatch, tmp_path):
     def peak(*arguments):
         *_, option, last = arguments
         return len(last.read_text(encoding="utf-8").split()) * 10**6 if option == "--hotwords" else 0
@@ -214,6 +186,21 @@ def test_memory_is_measured_for_each_length(monkeypatch, tmp_path):
     found = hotwords.measure_memory(tmp_path, RECORDINGS[0], [f"W{number}" for number in range(20_000)])
     assert found == {"0": 0, "1000": 10**9, "10000": 10**10}
     assert "| 10,000 | 10000 |" in hotwords.values({"memory": {"peaks": found}})["memory"]
+
+
+def test_hotwords_are_measured_with_a_weight_and_commands_counted_in_each_condition(bundle, study, listed):
+    """The second recogniser hears "OLD" without commands, and the first command with them."""
+    results = study(hotwords, bundle.path, listed("test.tsv", "".join(bundle.tokens[3:9])), "--weight", 9)
+    assert results["weight"] == 9
+    assert {length: found["num_recordings"] for length, found in results["sets"]["test"].items()} == {"10": 1, "100": 1}
+    said = [(recording.path, recording.transcript) for recording in RECORDINGS[:2]]
+    found = hotwords.measure_commands(Hearer(lambda *_: False), RECORDINGS[2:], {"speech": said})
+    assert (found["num_groups"], found["hours"]) == (1, {"speech": 1.0})
+    conditions = ("without", "hotwords", "grammar", "with_rest")
+    without, others, grammar, with_rest = (found["conditions"][name] for name in conditions)
+    assert without == {"num_errors": 4, "speech": 0}
+    assert grammar["num_errors"] == others["num_errors"] in (1, 3)
+    assert with_rest["speech"] == 2 * (grammar["num_errors"] == 3)
 
 
 def test_utterances_follow_each_other_with_pauses():
@@ -232,18 +219,14 @@ def test_utterances_follow_each_other_with_pauses():
     assert turn.endpoints(demo, np.tile(silent, (2, 1)), EndpointConfig(), fusion) == pytest.approx([2.4, 4.8, 7.2])
 
 
-@pytest.fixture
-def manifest(tmp_path):
-    """Write recordings with a tone of half a second, which begins after a quarter of a second."""
-    quiet, spoken = np.zeros(4000), {"ONE": 0.2, "TWO": 0.3, "TWO WORDS": 0.4}
+@pytest.mark.slow
+def test_words_are_joined_where_they_are_said_to_be_and_their_times_measured(bundle, tmp_path, study):
+    """The recordings have a tone of half a second, which begins after a quarter of a second."""
+    quiet, spoken, manifest = np.zeros(4000), {"ONE": 0.2, "TWO": 0.3, "TWO WORDS": 0.4}, tmp_path / "words.tsv"
     for word, pitch in spoken.items():
         samples = np.concatenate([quiet, 0.3 * np.sin(np.arange(8000) * pitch), quiet])
         soundfile.write(tmp_path / f"{word}.wav", samples, 16_000)
-    (tmp_path / "words.tsv").write_text("".join(f"{word}.wav\t{word}\n" for word in spoken), encoding="utf-8")
-    return tmp_path / "words.tsv"
-
-
-def test_words_are_joined_where_they_are_said_to_be(manifest):
+    manifest.write_text("".join(f"{word}.wav\t{word}\n" for word in spoken), encoding="utf-8")
     utterances = word_times.join_words(read_recordings(manifest), 3)
     assert len(utterances) == 3
     for samples, spoken in utterances:
@@ -255,6 +238,8 @@ def test_words_are_joined_where_they_are_said_to_be(manifest):
             told[round(word.start * 16_000) : round(word.end * 16_000)] = True
         assert np.abs(samples[~told]).max() <= 0.05
         assert told.mean() == pytest.approx(5 * 0.5 * 16_000 / len(told), abs=0.01)
+    found = study(word_times, bundle.path, manifest, "--utterances", 2)["sets"]["words"]
+    assert {context: own["num_words"] for context, own in found.items()} == {"full": 10, "chunk 16": 10}
 
 
 def test_errors_of_times_are_those_of_the_words_that_were_recognised():
@@ -266,16 +251,7 @@ def test_errors_of_times_are_those_of_the_words_that_were_recognised():
     spoken = timed(("one", 0.1, 0.5), ("five", 0.6, 0.9), ("two", 1, 1.5))
     recognizer = SimpleNamespace(transcribe=lambda samples, options: found)
     found = word_times.compare(recognizer, [(np.zeros(9, np.float32), spoken)], DecodingOptions())
-    assert found == {
-        "num_words": 3,
-        "num_recognised": 2,
-        "start": {"bias_ms": 20.0, "mean_ms": 20.0, "median_ms": 20.0, "p90_ms": 28.0},
-        "end": {"bias_ms": -10.0, "mean_ms": 10.0, "median_ms": 10.0, "p90_ms": 18.0},
-    }
+    start = {"bias_ms": 20.0, "mean_ms": 20.0, "median_ms": 20.0, "p90_ms": 28.0}
+    end = {"bias_ms": -10.0, "mean_ms": 10.0, "median_ms": 10.0, "p90_ms": 18.0}
+    assert found == {"num_words": 3, "num_recognised": 2, "start": start, "end": end}
     assert word_times.statistics([]) is None
-
-
-@pytest.mark.slow
-def test_times_are_measured_with_full_context_and_in_chunks(bundle, manifest, study):
-    found = study(word_times, bundle.path, manifest, "--utterances", 2)["sets"]["words"]
-    assert {context: own["num_words"] for context, own in found.items()} == {"full": 10, "chunk 16": 10}
