@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -223,14 +224,6 @@ for _ in range(10):
 """
 
 
-def writer(target, source):
-    """Write a bundle ten times in a separate process, which waits for a line before each is finished."""
-    command = [sys.executable, "-c", WRITE, str(target), str(source)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdout.readline() == b"sealed\n"
-    return process
-
-
 @pytest.fixture
 def out(tmp_path):
     """Return a path that does not exist, in a folder of its own."""
@@ -239,32 +232,29 @@ def out(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.name != "posix", reason="Windows has no signals that kill")
-def test_what_a_killed_writer_leaves_is_no_bundle_and_goes_with_the_next(folder, out):
-    with writer(out, folder) as process:
-        with pytest.raises(BundleError, match=r"bundle\.json: missing"):
-            Bundle.open(out.with_name(".out.partial"))
-        with pytest.raises(BundleError, match="out: is being written by another process"):
-            write(out)
-        process.send_signal(signal.SIGKILL)
-    assert out.with_name(".out.partial").exists()
-    write(out)
-    assert list(out.parent.iterdir()) == [out]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(os.name != "posix", reason="Windows renames no folder with open files")
-def test_a_reader_finds_a_whole_bundle_or_none(folder, out):
-    fingerprint = write(out).fingerprint
-    with writer(out, folder) as process:
-        process.stdin.write(10 * b"\n")
+@pytest.mark.skipif(
+    os.name != "posix", reason="Windows has no signals that kill, and renames no folder with open files"
+)
+def test_a_reader_finds_a_whole_bundle_or_none_and_a_killed_writer_leaves_none(folder, out):
+    fingerprint, partial = write(out).fingerprint, out.with_name(".out.partial")
+    command = [sys.executable, "-c", WRITE, str(out), str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdin.write(9 * b"\n")
         process.stdin.flush()
-        while process.poll() is None:
+        sealing = threading.Thread(target=lambda: [process.stdout.readline() for _ in range(10)])
+        sealing.start()
+        while sealing.is_alive():
             try:
                 assert Bundle.open(out).fingerprint == fingerprint
             except BundleError as error:
                 assert str(error).endswith(("expected the folder of a bundle", ": missing", "load again"))  # noqa: PT017
-    assert process.returncode == 0
+        with pytest.raises(BundleError, match=r"bundle\.json: missing"):
+            Bundle.open(partial)
+        with pytest.raises(BundleError, match="out: is being written by another process"):
+            write(out, overwrite=True)
+        process.send_signal(signal.SIGKILL)
+    assert partial.exists()
+    write(out, overwrite=True)
     assert list(out.parent.iterdir()) == [out]
 
 

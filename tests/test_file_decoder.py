@@ -128,7 +128,7 @@ def test_a_process_that_ended_between_files_is_no_files_fault(own):
     own._process.kill()
     own._process.wait()
     np.testing.assert_array_equal(read(own, CLIP.read_bytes()), before)
-    blocks = own.read(io.BytesIO(encoded(np.zeros(30 * RATE, np.float32), RATE, "WAV", "PCM_16")), "a", RATE)
+    blocks = own.read(io.BytesIO(encoded(np.zeros(12 * RATE, np.float32), RATE, "WAV", "PCM_16")), "a", RATE)
     next(blocks)
     own._process.kill()
     own._process.wait()

@@ -15,8 +15,9 @@ from tones import say
 
 from u2moe.runtime import DecodingOptions, Grammar, GrammarError, cli
 from u2moe.runtime.bundle_location import DEMO_FOLDER
-from u2moe.runtime.decoding.ctc import ctc_prefix_beam_search
+from u2moe.runtime.decoding.ctc import Hypothesis, ctc_prefix_beam_search
 from u2moe.runtime.decoding.phrases import REST_COST, REST_PENALTY, PhraseGraph
+from u2moe.runtime.decoding.utterance import Utterance
 from u2moe.runtime.text.vocabulary import TextConfig, Vocabulary
 
 SYMBOLS = ["<blank>", "▁A", "A", "▁B", "B", "▁", "中", "<sos/eos>"]
@@ -187,6 +188,12 @@ def test_second_passes_score_what_was_heard_for_the_rest(recognizer, sound):
             assert alternative.attention_score < 0
 
 
-def test_thousands_of_phrases_share_their_beginnings():
+def test_other_words_cost_their_beginning_and_thousands_of_phrases_share_theirs():
+    utterance = object.__new__(Utterance)
+    utterance.grammar = PhraseGraph(Grammar(lines=("a b", "[unk]")), VOCABULARY)
+    utterance._loudest = [1, ~1, 3, 3, 2]  # token 1, blank, token 3, and the next token
+    heard, begins = utterance.heard(Hypothesis(tokens=[REST, 2], score=-5.0, times=[0, 4]))
+    assert (heard.tokens, heard.score, begins) == ([1, 3, 2], -5.0, [0, 2])
+    assert heard.context_score == -(2 * REST_PENALTY + REST_COST)
     lines = tuple(f"a b {'ab ' * (n % 7)}{'ba ' * (n % 11)}{'aab ' * (n % 13)}" for n in range(1001))
     assert len(PhraseGraph(Grammar(lines=lines), VOCABULARY)._arcs) < sum(map(len, lines)) / 5

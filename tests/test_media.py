@@ -1,8 +1,8 @@
 """Media files with the extra [media]: the samples of ffmpeg, tracks, damage, bytes and file objects; and raw audio."""
 
 import io
+import itertools
 import shutil
-import struct
 import subprocess
 import sys
 import warnings
@@ -60,24 +60,13 @@ def test_files_give_their_samples_and_those_of_ffmpeg(tmp_path, suffix):
 
 
 def test_files_of_many_channels(tmp_path):
-    """Planes of 8 bits (WavPack) and packed samples (mov), in a child process, which PyAV crashed for 8 planes."""
-    files = {
-        write_media(tmp_path / f"{num_channels}.{suffix}", [np.resize(SPEECH, (9000, num_channels))]): num_channels
-        for num_channels in LAYOUTS
-        for suffix in ("wv", "mov")
-    }
-    code = """
-import sys, numpy as np
-from u2moe.runtime.audio.media import MediaFile
-for name in sys.argv[1:]:
-    with open(name, "rb") as file:
-        np.save(name, MediaFile(file).read(10_000))
-"""
-    subprocess.run([sys.executable, "-c", code, *files], check=True)
-    for file, num_channels in files.items():
+    """Planes of 8 bits (WavPack) and packed samples (mov). PyAV crashed for 8 planes."""
+    for (suffix, tolerance), num_channels in itertools.product((("wv", 2**-7), ("mov", 2**-15)), LAYOUTS):
         expected = np.resize(SPEECH, (9000, num_channels))
-        tolerance = 2**-7 if file.suffix == ".wv" else 2**-15
-        np.testing.assert_allclose(np.load(f"{file}.npy"), expected, atol=tolerance, err_msg=file.name)
+        with write_media(tmp_path / f"{num_channels}.{suffix}", [expected]).open("rb") as file:
+            media = MediaFile(file)
+            np.testing.assert_allclose(media.read(10_000), expected, atol=tolerance, err_msg=file.name)
+            media.close()
 
 
 READERS = """
@@ -85,8 +74,8 @@ import resource, sys
 from u2moe.runtime.audio.reading import read_blocks
 before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for file in sys.argv[1:]:
-    assert sum(map(len, read_blocks(file, 16_000))) >= 16_000, file
-assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before_kb + 300_000
+    assert sum(map(len, read_blocks(file, 16_000))) >= 8000, file
+assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before_kb + 150_000
 """
 
 
@@ -94,7 +83,7 @@ assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before_kb + 300_000
 @pytest.mark.skipif(sys.platform != "linux", reason="measures memory")
 def test_recordings_that_have_ended_programs(tmp_path):
     """7.1 Opus, AAC with headers for 8 channels, and Ogg Vorbis with 255 channels at 192 kHz, read in one process."""
-    opus = write_media(tmp_path / "opus.webm", [np.resize(SPEECH, (3 * 48_000, 8))], rate=48_000)
+    opus = write_media(tmp_path / "opus.webm", [np.resize(SPEECH, (48_000, 8))], rate=48_000)
     aac = write_media(tmp_path / "fuzzed.aac", [SPEECH])
     content = bytearray(aac.read_bytes())
     for place in range(len(content) - 3):
@@ -102,7 +91,7 @@ def test_recordings_that_have_ended_programs(tmp_path):
             content[place + 2 : place + 4] = content[place + 2] | 1, content[place + 3] | 0xC0
     aac.write_bytes(content)
     with soundfile.SoundFile(tmp_path / "many.ogg", "w", 192_000, 255, "VORBIS", format="OGG") as file:
-        for _ in range(8):
+        for _ in range(4):
             file.write(np.zeros((24_000, 255), np.float32))
     subprocess.run([sys.executable, "-c", READERS, opus, aac, tmp_path / "many.ogg"], check=True)
 
@@ -134,11 +123,9 @@ def test_silence_takes_the_place_of_what_is_not_in_the_file(tmp_path, suffix):
 
 
 def test_titles_that_are_no_utf8_are_left_aside():
-    samples = np.ones(1600, "<i2").tobytes()
-    title = b"LIST" + struct.pack("<I", 16) + b"INFOINAM" + struct.pack("<I", 4) + b"\xff\xfe\x80\0"
-    kind = b"fmt " + struct.pack("<IHHIIHH", 16, 1, 1, RATE, 2 * RATE, 2, 16)
-    body = b"WAVE" + kind + title + b"data" + struct.pack("<I", len(samples)) + samples
-    media = MediaFile(io.BytesIO(b"RIFF" + struct.pack("<I", len(body)) + body))
+    content = encoded(SPEECH[:1600], RATE, "WAV", "PCM_16")
+    title = b"LIST\x10\0\0\0INFOINAM\4\0\0\0\xff\xfe\x80\0"
+    media = MediaFile(io.BytesIO(content[:36] + title + content[36:]))
     assert media.read(2000).shape == (1600, 1)
     media.close()
 
