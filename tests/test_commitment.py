@@ -146,6 +146,8 @@ def test_a_cut_takes_words_to_the_next_segment_and_full_context_commits_at_the_e
     most = {segment: found.num_committed for (segment, _), found in seen.items()}
     assert any(most.get(number, 0) > len(final.words) for number, final in enumerate(finals))
     assert [final.revised for final in finals] == [0] * len(finals)
+    assert " ".join(final.text for final in finals).split() == list("ABCD" * 8)
+    assert all(final.end - final.start <= 6.1 for final in finals)
     for final in toy.transcribe(TONES, options=dataclasses.replace(CHUNKED, chunk_size=None)).segments:
         assert final.num_committed == len(final.words) > 0
 

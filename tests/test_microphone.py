@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from feeding import LIMIT_S, Gate
+from feeding import LIMIT_S, Gate, fail_at
 
 from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, Microphone, Recognizer, Transcriber, cli
 from u2moe.runtime.errors import AudioError, AudioOverflowError, MicrophoneError, ProviderError
@@ -97,11 +97,7 @@ def test_numbers_that_are_none_and_a_microphone_that_goes_away_are_told(segmenti
 
 def test_it_stops_when_its_transcriber_has_ended(bundle, model, sound, sounddevice):
     recognizer, errors = Recognizer(bundle, model), []
-
-    def fail(_):
-        raise ProviderError("the device is gone")
-
-    recognizer.decode_streams = fail
+    fail_at(recognizer, 1, ProviderError("the device is gone"))
     with Transcriber(recognizer, on_error=errors.append) as transcriber, Microphone(transcriber) as microphone:
         sounddevice.play(sound[:800])
         transcriber._thread.thread.join(LIMIT_S)

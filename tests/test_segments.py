@@ -151,19 +151,6 @@ def test_every_word_of_a_recording_is_found_once(options, data):
         assert start - 0.1 <= peak <= start + 0.4
 
 
-def test_segments_end_where_speakers_pause_and_long_utterances_between_words(toy):
-    samples, _ = say("ABCDA", [0.3, 0.3, 1.5, 0.3, 3.0])
-    assert [segment.text for segment in feed(toy, samples)] == ["A B", "C D", "A"]
-    # Only the third rule can fire: after 6 s, within a tone.
-    samples, starts = say("ABCD" * 8, [0.35] + [0.1] * 31, tone_s=0.5)
-    assert any(start + 0.2 < 6.0 < start + 0.3 for start in starts)
-    for options in OPTIONS[:4]:
-        segments = feed(toy, samples, options=options)
-        assert " ".join(segment.text for segment in segments).split() == list("ABCD" * 8)
-        assert 3 <= len(segments) <= 7
-        assert all(segment.end - segment.start <= 6.1 for segment in segments)
-
-
 def test_minutes_in_flat_memory(toy):
     samples, _ = say("ABCD" * 12, [0.3, 1.0, 0.2, 0.7] * 12)
     for options in (OPTIONS[1], OPTIONS[-1]):
@@ -183,11 +170,11 @@ def test_minutes_in_flat_memory(toy):
         assert " ".join(texts).split() == list("ABCD" * 12 * 2)
 
 
-def test_the_frames_of_endpoints_do_not_depend_on_chunks(toy):
+def test_segments_end_where_speakers_pause_whatever_the_chunks(toy):
     samples, _ = say("ABCDABCDAB", [0.3, 0.3, 1.5, 0.3, 3.0, 0.1, 0.1, 0.1, 0.1, 2.0])
     found = [feed(toy, samples, options=dataclasses.replace(CHUNKED, chunk_size=size)) for size in (1, 3, 16, 40)]
     assert len({tuple((each.text, each.start, each.end) for each in segments) for segments in found}) == 1
-    assert len(found[0]) > 3
+    assert [each.text for each in found[0]] == ["A B", "C D", "A B C D A", "B"]
 
 
 def test_hotwords_of_streams_and_recognisers(toy):
@@ -204,7 +191,6 @@ def test_hotwords_of_streams_and_recognisers(toy):
     assert scores[0] - scores[1] == pytest.approx(3.0, abs=0.01)
     assert scores[2] - scores[1] == pytest.approx(2.0, abs=0.01)
     assert toy.transcribe(samples, hotwords={"B": 2.0}) == toy.transcribe(samples, hotwords=[("B", 2.0)])
-    assert toy.transcribe(samples, hotwords=["A"]).segments[0].score - scores[1] == pytest.approx(1.5, abs=0.1)
     with pytest.raises(ValueError, match="hotword 'Z': the vocabulary has no 'Z'"):
         toy.create_stream(hotwords=["Z"])
     with pytest.raises(ValueError, match="hotwords need a prefix beam search"):

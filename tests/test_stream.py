@@ -89,11 +89,9 @@ def test_a_stream_is_not_used_after_its_end_but_after_a_reset(recognizer, sound)
     with pytest.raises(StreamError, match="finished: reset the stream"):
         stream.accept_waveform(RATE, sound)
     assert stream.duration == len(sound) / RATE  # nothing was appended
+    recognizer.decode_streams([stream])
     with pytest.raises(StreamError, match="already finished"):
         stream.input_finished()
-    recognizer.decode_streams([stream])
-    with pytest.raises(StreamError, match="finished"):
-        stream.accept_waveform(RATE, sound)
     expected = recognise(recognizer, sound[:30_000])
     for rate in (RATE, 44_100):  # another utterance may have another rate
         stream.reset()

@@ -120,10 +120,8 @@ def test_the_command_takes_a_file_or_a_package_not_imported(bundle, recognizer, 
     assert transcribe(bundle, "-f", "json", "--vad", file, clip) == 0
     assert capsys.readouterr().out == format_transcript(expected, "json", name=str(clip))
     monkeypatch.setitem(sys.modules, "silero_vad", None)  # as if it were not installed
-    for options, message in (
-        ([file, "--stream"], "leave out --stream"),
-        (["silero"], "silero-vad is not installed: run pip install --no-deps silero-vad"),
-    ):
+    missing = "silero-vad is not installed: run pip install --no-deps silero-vad"
+    for options, message in (([file, "--stream"], "leave out --stream"), (["silero"], missing)):
         assert transcribe(bundle, "--vad", *options, clip) == 1
         assert message in capsys.readouterr().err
     monkeypatch.delitem(sys.modules, "silero_vad")
