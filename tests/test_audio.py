@@ -91,7 +91,13 @@ def test_arrays_and_raw_audio_of_a_device_that_has_nothing_yet():
     assert (read_audio(audio, RATE) * 32768).tolist() == [1, 2]
 
 
+class OnDevice:
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError("on a GPU")  # as PyTorch does
+
+
 @pytest.mark.parametrize(("samples", "message"), [
+    (OnDevice(), "samples are not an array: on a GPU"),
     (np.zeros((2, 3), np.float32), "one axis"),
     (np.float32(1), "one axis"),
     (np.array([np.nan], np.float32), "NaN"),
@@ -205,6 +211,12 @@ def test_one_channel_can_be_chosen_where_channels_cancel_each_other(tmp_path):
     assert np.array_equal(read_audio(tmp_path / "anti.wav", RATE, channel=1), -voice)
     soundfile.write(tmp_path / "one.wav", np.stack([voice, 0 * voice], axis=1), RATE, subtype="FLOAT")
     assert np.abs(read_audio(tmp_path / "one.wav", RATE)).max() > 0.2  # half the amplitude, and no warning
+
+
+def test_parts_of_files_in_which_libsndfile_cannot_seek(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(8000, 3.0), 8000, subtype="GSM610")
+    part = np.concatenate(list(read_blocks(tmp_path / "a.wav", 8000, start=1, end=2)))
+    assert np.array_equal(part, read_audio(tmp_path / "a.wav", 8000)[8000:16_000])
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")

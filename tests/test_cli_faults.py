@@ -215,6 +215,8 @@ def test_folders_that_cannot_be_written_and_full_disks_end_the_work(bundle, clip
     monkeypatch.setattr("u2moe.runtime.cli.transcribe.model_choice", lambda _: pytest.fail("the work has begun"))
     assert transcribe(bundle, "-o", clips / "out", clips) == 1
     assert "Permission denied" in capsys.readouterr().err
+    assert transcribe(bundle, "-o", clips / "a.wav", clips) == 1
+    assert "a.wav: cannot be written: File exists" in capsys.readouterr().err
 
 
 def test_what_was_recognised_before_damage_is_kept_apart(bundle, clips, sound, capsys):

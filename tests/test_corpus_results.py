@@ -31,7 +31,7 @@ def results(tmp_path_factory):
     lines = [json.loads(line) for line in corpus.read_text().splitlines()]
     lines[1] |= {"txt": f"{lines[1]['txt']} A", "set": "dev"}  # one word is missing
     lines[3] |= {"wav": "missing.wav", "txt": "A B"}
-    del lines[4]["txt"]
+    del lines[4]["txt"], lines[0]["speaker"]
     run_corpus(write_list(corpus, lines), corpus.parent / "out", ToyChoice(), ONE)
     return corpus.parent / "out"
 
@@ -42,7 +42,9 @@ def test_scores_by_speaker_and_field_and_intervals_of_resampled_utterances(resul
     num_words = sum(len(outcome.reference.split()) for outcome in outcomes if outcome.reference is not None)
     assert (found.total.num_errors, found.total.num_words, found.total.num_utterances) == (3, num_words, 5)
     assert (found.num_failed, found.num_without_transcript) == (1, 1)
-    assert {name: group.num_errors for name, group in found.groups.items()} == {"s0": 2, "s1": 1, "s2": 0}
+    assert {name: group.num_errors for name, group in found.groups.items()} == {
+        "s0": 2, "s1": 1, "s2": 0, "unknown": 0,
+    }  # fmt: skip
     assert [(worst.key, worst.num_errors) for worst in found.worst] == [("k3", 2), ("k1", 1)]
     assert [worst.key for worst in score(outcomes, num_worst=1).worst] == ["k3"]
     assert (found.report.num_insertions, found.report.num_deletions, found.report.num_substitutions) == (0, 3, 0)
@@ -71,7 +73,9 @@ def test_merge_has_every_row_once_in_order_and_none_missing(results, tmp_path):
     assert merge(folder, tmp_path / "all.csv") == 6
     assert [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()] == rows_in(results)
     with (tmp_path / "all.csv").open(encoding="utf-8", newline="") as table:
-        assert [row["text"] for row in csv.DictReader(table)] == [row["text"] for row in rows_in(results)]
+        names = ("text", "speaker")  # the first row has no speaker
+        merged = [[row[name] for name in names] for row in csv.DictReader(table)]
+    assert merged == [[row.get(name, "") for name in names] for row in rows_in(results)]
     with pytest.raises(ValueError, match=r"all\.txt: the name must end in \.jsonl, \.csv or \.parquet"):
         merge(folder, tmp_path / "all.txt")
     half = dataclasses.replace(ONE, shard=Shard(index=1, count=2))

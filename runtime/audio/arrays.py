@@ -29,7 +29,7 @@ def as_samples(samples: npt.ArrayLike) -> Samples:
         raise AudioError(f"{found}: convert bytes with np.frombuffer(data, np.int16)")
     try:
         array = np.asarray(samples)
-    except ValueError as error:
+    except (ValueError, TypeError, RuntimeError) as error:  # the last two are of PyTorch
         raise AudioError(f"samples are not an array: {error}") from error
     if array.ndim != 1:
         raise AudioError(f"samples must have one axis, got shape {array.shape}: mix the channels first")

@@ -93,7 +93,10 @@ def _open(name: str, source: Path | BinaryIO, track: int | None, stack: contextl
                 if (stated := _stated_in_mp3(stream)) is not None:
                     is_chain = _continues(stream, *stated)
                 else:
-                    sound = stack.enter_context(soundfile.SoundFile(_unbounded(stream)))
+                    try:
+                        sound = stack.enter_context(soundfile.SoundFile(_unbounded(stream)))
+                    except soundfile.SoundFileError:  # it begins within a frame, as recordings of broadcasts do
+                        is_chain = True
             stream.seek(position)
             # If the file is seekable, soundfile seeks after each read. For MP3, libsndfile then decodes some frames
             # again, which takes nearly twice the time and prints errors to stderr.
@@ -129,12 +132,15 @@ def _has_second(stream: BinaryIO, first_bytes: bytes) -> bool:
 def _stated_in_mp3(stream: BinaryIO) -> tuple[int, int] | None:
     """Return the offset of the first MP3 frame and the number of bytes stated in its Xing header; None: no header."""
     stream.seek(0)
+    first = stream.read(10)
+    size = sum(byte << 7 * place for place, byte in enumerate(first[:5:-1]))  # of an ID3 tag, perhaps with a picture
+    start = stream.seek(10 + size if first.startswith(b"ID3") else 0)
     head = stream.read(_LONGEST_HEADER)
     for tag in re.finditer(b"Xing|Info", head):
         begin = head.rfind(b"\xff", 0, tag.start())
         flags, _, num_bytes = struct.unpack_from(">III", head + bytes(12), tag.end())
         if flags & 3 == 3 and tag.start() - begin in _XING_PLACES:
-            return begin, num_bytes
+            return start + begin, num_bytes
     return None
 
 

@@ -128,7 +128,7 @@ class MediaFile:
         while True:
             try:
                 packet = next(packets, None)
-            except IndexError:  # PyAV raises this for a stream that begins late: continue with the next packet
+            except (IndexError, BlockingIOError):  # for a stream that begins late, and after junk: try the next packet
                 packets = self._container.demux(self._stream)
                 continue
             except self._errors as error:

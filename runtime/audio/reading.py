@@ -5,6 +5,7 @@ soundfile (libsndfile) reads WAV, FLAC, MP3, Ogg, AIFF and more, at any sample r
 cannot upsample, and decodes only whole files.
 """
 
+import contextlib
 import math
 import os
 import sys
@@ -67,17 +68,21 @@ def read_blocks(
             on_open(source)
             resampler = Resampler(source.samplerate, sample_rate)
             mix = _mixer(name, source.channels, source.samplerate, channel)
-            num_read, stop = _span(source, start, end)
+            first, stop = _span(source, start, end)
+            num_read = first
+            last = sys.maxsize if isinstance(source, MediaFile) else source.frames  # other bytes may follow, as in FLAC
             size = max(min(int(block_s * source.samplerate), _MOST_BYTES // (4 * source.channels)), 1)
             error: Exception | None = None
             while error is None:
-                buffer, error = _read_buffer(source, min(size, stop - num_read))
+                buffer, error = _read_buffer(source, min(size, min(stop, last) - num_read))
                 if not len(buffer):
                     break
                 num_read += len(buffer)
                 mixed, unusable = mix(buffer)
                 error = unusable or error
                 yield resampler.accept(mixed)
+            if num_read == first > 0 and error is None:
+                error = AudioError(f"has no audio from {start:g} s to its end")
             if error is not None:
                 raise error
             yield resampler.finish()
@@ -114,8 +119,9 @@ def _span(source: Sound, start: float, end: float | None) -> tuple[int, int]:
         until, stated_s = "its end" if end is None else f"{end:g} s", source.frames / source.samplerate
         raise AudioError(f"has no audio from {start:g} s to {until}: it lasts {stated_s:g} s")
     if first and not isinstance(source, MediaFile | RawFile):
-        source.seek(first)
-        return first, stop
+        with contextlib.suppress(RuntimeError):  # libsndfile cannot seek in some formats, such as GSM
+            source.seek(first)
+            return first, stop
     left = first
     while left > 0 and (skipped := source.read(min(left, math.ceil(source.samplerate)))).size:
         left -= len(skipped)

@@ -167,7 +167,8 @@ class _Folder(Output):
             if count > 1:
                 remedy = "rename the recordings, or recognise them separately"
                 raise ValueError(f"{count} transcripts would be written to {target}: {remedy}")
-        folder.mkdir(parents=True, exist_ok=True)
+        with failures_named(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         for place in {folder, *(self._file_of(item).parent for item in inputs)}:
             remove_stale_parts(place)
         probe(folder)

@@ -74,7 +74,7 @@ def merge(folder: OutputFolder, target: str | os.PathLike[str]) -> int:
         raise ValueError(f"{target}: the name must end in .jsonl, .csv or .parquet")
     with replacing(target) as part:
         if target.suffix == ".csv":
-            return _write_csv(itertools.chain.from_iterable(rows_by_block(folder)), part)
+            return _write_csv(folder, part)
         if target.suffix == ".parquet":
             from u2moe.runtime.corpus import parquet  # noqa: PLC0415 - an extra
 
@@ -87,14 +87,18 @@ def merge(folder: OutputFolder, target: str | os.PathLike[str]) -> int:
     return num_rows
 
 
-def _write_csv(rows: Iterator[Row], file: Path) -> int:
+def _write_csv(folder: OutputFolder, file: Path) -> int:
     """Write all columns except segments, options, fields, warnings and model as CSV. Return the number of rows."""
-    num_rows, first = 0, next(rows, {})
-    columns = [name for name in first if name not in ("segments", "options", "fields", "warnings", "model")]
+
+    def rows() -> Iterator[Row]:
+        return itertools.chain.from_iterable(rows_by_block(folder))
+
+    left_out, num_rows = ("segments", "options", "fields", "warnings", "model"), 0
+    columns = dict.fromkeys(name for row in rows() for name in row if name not in left_out)  # rows omit unknown fields
     with file.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
         writer = csv.DictWriter(stream, columns, extrasaction="ignore")
         writer.writeheader()
-        for row in itertools.chain([first] if first else [], rows):
+        for row in rows():
             writer.writerow(row)
             num_rows += 1
     return num_rows

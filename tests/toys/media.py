@@ -5,12 +5,12 @@ import pytest
 
 CODECS = {
     "m4a": "aac", "aac": "aac", "mp4": "alac", "webm": "libopus", "mkv": "flac", "wma": "wmav2", "avi": "pcm_u8",
-    "mov": "pcm_s16le", "mka": "pcm_s32le", "ac3": "ac3", "flv": "aac", "wv": "wavpack",
+    "mov": "pcm_s16le", "mka": "pcm_s32le", "ac3": "ac3", "flv": "aac", "wv": "wavpack", "ts": "aac",
 }  # fmt: skip
 """The codec for each suffix."""
 LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
 """The layout for each number of channels."""
-_FORMATS = {"m4a": "mp4", "mka": "matroska", "mkv": "matroska", "wma": "asf", "aac": "adts"}
+_FORMATS = {"m4a": "mp4", "mka": "matroska", "mkv": "matroska", "wma": "asf", "aac": "adts", "ts": "mpegts"}
 
 
 def write_media(file, tracks, *, with_video=False, rate=16_000, languages=(), gaps=None, **options):
