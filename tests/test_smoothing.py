@@ -27,7 +27,7 @@ def plain(request, exported):
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
-    return sorted(write_noise(tmp_path_factory.mktemp("recordings"), 3, 48_000).iterdir())
+    return sorted(write_noise(tmp_path_factory.mktemp("recordings"), 3, 24_000).iterdir())
 
 
 @pytest.fixture(scope="module")
