@@ -94,17 +94,14 @@ def test_files_that_change_between_the_comparison_and_the_session_are_refused(co
 
 
 def test_each_byte_is_compared_once(beside, monkeypatch):
-    num_bytes = []
+    num_bytes, total = [], sum(digest.size for digest in beside[0].manifest.files.values())
 
     def counted(content=b""):
-        computed = sha256(content)
         num_bytes.append(len(content))
-        return computed
+        return hashlib.sha256(content)
 
-    sha256 = hashlib.sha256
     counting = types.SimpleNamespace(sha256=counted, file_digest=lambda stream, _: counted(stream.read()))
     monkeypatch.setattr("u2moe.runtime.bundle.files.hashlib", counting)
-    total = sum(digest.size for digest in beside[0].manifest.files.values())
     for verify in (True, False):
         num_bytes.clear()
         bundle = Bundle.open(beside[0].path, verify=verify)

@@ -202,13 +202,15 @@ def with_model(language_model):
 
 
 def test_streams_that_are_decoded_together_keep_their_own_models(toy, options):
-    models = [None, options(A=-0.1, B=-30, C=-1, D=-1), options(A=-30, B=-0.1, C=-1, D=-1), None]
+    models = [None, options(A=-0.1, B=-30, C=-1, D=-1), options(A=-30, B=-0.1, C=-1, D=-1)]
+    models.append(dataclasses.replace(models[1], weight=0))  # counts for nothing
     samples, _ = say("ABCDBA", [0.3] * 6)
     chosen = [with_model(model) for model in models]
     alone = [feed(toy, samples, options=item) for item in chosen]
     assert feed_together(toy, [samples] * 4, chosen) == alone
     texts = [" ".join(segment.text for segment in segments) for segments in alone]
     assert texts[0] == texts[3] == "A B C D B A"
+    assert [segment.score for segment in alone[0]] == [segment.score for segment in alone[3]]
     assert "B" not in texts[1].split()
     assert "A" not in texts[2].split()
 

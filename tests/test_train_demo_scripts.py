@@ -251,7 +251,8 @@ def write_monologues(content, table):
 
 @pytest.fixture
 def recipe(tmp_path):
-    """A copy of the recipe beside files of the Debian packages with a few lines each."""
+    """A copy of the recipe beside files of the Debian packages with a few lines each, and a function that runs a line
+    of the README, scripts through `small.py`, and returns their output."""
     folder, listing = tmp_path / "train_demo", gzip.compress(b"digits/1: one\ngoodbye: Thank you and goodbye.\n")
     shutil.copytree(RECIPE, folder, ignore=shutil.ignore_patterns("final.pt.xz", "exp", "__pycache__"))
     files = {"games/fortunes/wisdom": b"Never feed a sleeping dragon.\n", "saytime/seven.au": b".snd"}
@@ -267,33 +268,27 @@ def recipe(tmp_path):
         (folder / f"{name}.tsv.xz").write_bytes(lzma.compress(COLUMNS.encode()))
     write_monologues(folder / "debian/usr/share/games/uqm/content", folder / "urquan.tsv.xz")
     (folder / "small.py").write_text(SMALL)
-    return folder
-
-
-@pytest.fixture
-def run(recipe):
-    """A function that runs a line of the README, scripts through `small.py`, and returns their output."""
     command, environment = [sys.executable, "-W", "ignore", "small.py"], os.environ | {"OMP_NUM_THREADS": "1"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=recipe, env=environment, **pipes) as scripts:
+    with subprocess.Popen(command, cwd=folder, env=environment, **pipes) as scripts:
 
-        def call(line):
+        def run(line):
             program, *words = line.split()
             if program != "python":
-                return subprocess.run([program, *words], cwd=recipe, check=True)
+                return subprocess.run([program, *words], cwd=folder, check=True)
             scripts.stdin.write(" ".join(words) + "\n")
             scripts.stdin.flush()
-            code, printed = scripts.stdout.readline(), (recipe / "printed").read_text()
+            code, printed = scripts.stdout.readline(), (folder / "printed").read_text()
             assert code == "0\n", f"{line}\n{printed}"
             return printed
 
-        yield call
+        yield folder, run
 
 
 @pytest.mark.endurance
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="processes share weights by fork")
-def test_the_recipe_runs_from_its_readme(recipe, run):
-    data = commands("The data")
+def test_the_recipe_runs_from_its_readme(recipe):
+    (recipe, run), data = recipe, commands("The data")
     names = "synthesize games urquan fragments revoice prepare teacher testsets withheld"
     assert [line.split()[1] for line in data] == [f"{name}.py" for name in names.split()]
     for line in data:

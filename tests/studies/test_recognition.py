@@ -31,15 +31,10 @@ def test_errors_are_counted_by_bundle_and_penalty(monkeypatch, study):
     assert found["0"]["words"] == found["10"]["words"]
 
 
-def drawn(shape=lambda confidence: confidence, num=20_000):
-    """Draw words that are correct with probability `shape` of their confidence."""
-    random = np.random.default_rng(0)
-    confidences = random.random(num)
-    return confidences, random.random(num) < shape(confidences)
-
-
 def test_confidences_that_are_honest_or_equally_sure_and_their_fit():
-    found = calibration.reliability(drawn())
+    confidences, drawn = np.random.default_rng(0).random((2, 20_000))
+    right = drawn < confidences
+    found = calibration.reliability((confidences, right))
     assert (found["num_words"], found["right"]) == (20_000, pytest.approx(0.5, abs=0.02))
     assert found["expected_error"] < 0.02
     assert (len(found["bins"]), sum(item["num_words"] for item in found["bins"])) == (10, 20_000)
@@ -47,12 +42,11 @@ def test_confidences_that_are_honest_or_equally_sure_and_their_fit():
         assert item["from"] <= item["confidence"] <= item["to"]
         assert item["right"] == pytest.approx(item["confidence"], abs=0.04)
     assert found["area"] == pytest.approx(5 / 6, abs=0.01)  # by integration
-    squared = calibration.reliability(drawn(np.square))
+    squared = calibration.reliability((confidences, drawn < confidences**2))
     assert squared["expected_error"] == pytest.approx(1 / 6, abs=0.01)  # mean of x - x²
     assert calibration.area_under_roc((np.full(9, 0.5), np.arange(9) % 2 == 0)) == 0.5
     assert calibration.area_under_roc((np.full(3, 0.5), np.ones(3, bool))) is None
     assert calibration.reliability((np.zeros(0), np.zeros(0, bool)))["bins"] == []
-    confidences, right = drawn()
     found = calibration.fit((1 / (1 + np.exp(-(np.log(confidences / (1 - confidences)) + 1) / 2)), right))
     assert found == (pytest.approx(2, abs=0.1), pytest.approx(-1, abs=0.1))
     scale, _ = calibration.fit((np.array([0.1, 0.2, 0.8, 0.9]), np.array([False, False, True, True])))
