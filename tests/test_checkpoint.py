@@ -17,7 +17,7 @@ from u2moe.export.text_files import CMVN_ISTD, CMVN_MEAN
 from u2moe.runtime import CheckpointError, UnsupportedError
 from u2moe.runtime.text.vocabulary import Vocabulary
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("loaded_networks")]
 
 CONCATENATION = "encoder.encoders.0.concat_linear.weight"
 LEFT_POSITIONS = "decoder.left_decoder.embed.1.pe"

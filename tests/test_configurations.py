@@ -16,7 +16,7 @@ from u2moe.export.exporter import export_bundle
 from u2moe.export.training_config import parse_training_config
 from u2moe.runtime import CheckpointError, UnsupportedError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("loaded_networks")]
 
 GOLDEN = Path(__file__).parent / "golden" / "configurations"
 DIGESTS = json.loads((GOLDEN / "digests.json").read_text(encoding="utf-8"))

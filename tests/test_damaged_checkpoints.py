@@ -16,7 +16,7 @@ from u2moe.export.checkpoint import Checkpoint
 from u2moe.export.text_files import CMVN_ISTD
 from u2moe.runtime import CheckpointError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("loaded_networks")]
 
 BATCH_NORM, VARIANCE = {"cnn_module_norm": "batch_norm"}, "encoder.encoders.0.conv_module.norm.running_var"
 BIAS = "ctc.ctc_lo.bias"

@@ -24,7 +24,7 @@ from u2moe.runtime.errors import CheckpointError, ParityError, ProviderError, St
 from u2moe.runtime.model.encoder import Encoder
 from u2moe.runtime.model.session import Session
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("loaded_networks")]
 
 FRONT_ENDS = ("shaw_linear", "stack_n_frames", "conv2d2", "conv1d2")
 """Networks with weights in subsampling or positions that those of `CHANGED` lack."""

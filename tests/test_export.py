@@ -27,7 +27,7 @@ from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.cli import main
 from u2moe.runtime.graph.dispatch import mixture_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("loaded_networks")]
 
 
 @pytest.fixture(autouse=True)
