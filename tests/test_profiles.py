@@ -56,20 +56,20 @@ def test_clips_as_streams_and_as_recordings(demo, tmp_path):
     bundle, manifest = demo.bundle, demo.bundle.manifest
     search = {"search": "ctc_prefix_beam", "beam_size": 10, "language_model": "none"}
     options = DecodingOptions(chunk_size=16, num_left_chunks=4, **search)
-    for clip in CLIPS:
-        samples, _ = soundfile.read(clip, dtype="float32")
-        expected = demo.transcribe(clip, options=options).text
-        for run in streams:
-            best = ctc_prefix_beam_search(streamed(run, manifest, samples), 10)[0]
-            assert bundle.vocabulary.text(best.tokens) == expected
-        expected = demo.transcribe(clip, options=GREEDY)
-        for run in recordings:
-            found = run({"samples": samples[None]})
-            assert bundle.vocabulary.text(found["tokens"]) == expected.text
-            moved = np.abs(found["times"] - expected.segments[0].times)
-            # a token begins one frame earlier or later if it and the blank are equally likely: roundings of int8 decide
-            assert moved.max() < samples_per_frame(manifest) / manifest.features.sample_rate + 1e-3
-            assert np.count_nonzero(moved > 1e-3) <= 1
+    samples, _ = soundfile.read(CLIPS[0], dtype="float32")
+    expected = demo.transcribe(CLIPS[0], options=options).text
+    for run in streams:
+        best = ctc_prefix_beam_search(streamed(run, manifest, samples), 10)[0]
+        assert bundle.vocabulary.text(best.tokens) == expected
+    samples, _ = soundfile.read(CLIPS[1], dtype="float32")
+    expected = demo.transcribe(CLIPS[1], options=GREEDY)
+    for run in recordings:
+        found = run({"samples": samples[None]})
+        assert bundle.vocabulary.text(found["tokens"]) == expected.text
+        moved = np.abs(found["times"] - expected.segments[0].times)
+        # a token begins one frame earlier or later if it and the blank are equally likely: roundings of int8 decide
+        assert moved.max() < samples_per_frame(manifest) / manifest.features.sample_rate + 1e-3
+        assert np.count_nonzero(moved > 1e-3) <= 1
 
 
 @pytest.mark.slow
