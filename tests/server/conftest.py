@@ -88,7 +88,6 @@ class Client:
         self.websocket.send(json.dumps(values))
 
     def play(self, samples, block_len=4000):
-        """Send samples of any type as fast as the server takes them."""
         for start in range(0, len(samples), block_len):
             self.websocket.send(samples[start : start + block_len].tobytes())
 
@@ -96,14 +95,12 @@ class Client:
         return json.loads(self.websocket.recv(PATIENCE_S))
 
     def receive_until(self, *kinds):
-        """Return events up to the first of one of these types."""
         events = []
         while not events or events[-1]["type"] not in kinds:
             events.append(self.receive())
         return events
 
     def wait_for_text(self):
-        """Wait for a partial result of an unfinished utterance."""
         while not (event := self.receive())["text"]:
             assert event["type"] == "partial"
 
@@ -324,7 +321,6 @@ def assert_hotwords(monkeypatch, demo):
 
 @pytest.fixture(scope="session")
 def server(running):
-    with running(
-        capacity=50, protocol_ports={name: 0 for name, each in PROTOCOLS.items() if each.may_have_port}
-    ) as server:
+    ports = {name: 0 for name, each in PROTOCOLS.items() if each.may_have_port}
+    with running(capacity=50, protocol_ports=ports) as server:
         yield server

@@ -323,7 +323,6 @@ def test_bytes_that_move_nothing_on(hasty, monkeypatch):
     monkeypatch.setattr("u2moe.runtime.server.transport._REQUEST_S", 1.0)
 
     def drip(name):
-        """Return the server's answer before it closes the connection."""
         begin, piece, _ = BYTES[name]
         answer, deadline = b"", time.monotonic() + PATIENCE_S
         with hasty.open_plain(name.partition(":")[0]) as plain:

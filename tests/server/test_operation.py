@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import openai
 import pytest
-from dialects import PATIENCE_S
+from dialects import PATIENCE_S, upload
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
@@ -24,12 +24,8 @@ from u2moe.runtime.server import log
 from u2moe.runtime.server.access import Key, read_keys
 from u2moe.runtime.server.log import notify
 
-HEAD = b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
-PART = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
-
 
 def certificate(folder, name):
-    """Write a certificate and its key, and return it as bytes."""
     files = ["-keyout", str(folder / f"{name}.key"), "-out", str(folder / f"{name}.pem"), "-days", "2"]
     make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", *files]
     subprocess.run(make, check=True, capture_output=True)
@@ -43,7 +39,9 @@ def test_uploads_and_files_are_cut_off_at_the_deadline(running, held, talk, tmp_
         recognising = pool.submit(server.post, files={"file": talk.read_bytes()})
         assert held.is_held.wait(PATIENCE_S)
         with server.open_plain() as plain:
-            plain.sendall(HEAD + b"Content-Length: 9000000\r\n\r\n" + PART + bytes(2 << 20))
+            head = "POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000000\r\n"
+            kind = "Content-Type: multipart/form-data; boundary=x\r\n\r\n"
+            plain.sendall(f"{head}{kind}".encode() + upload(bytes(2 << 20)))
             server.wait_until(lambda: server.metric("files") == 2)
             server.stop()
             answer = b"".join(iter(lambda: plain.recv(10_000), b""))

@@ -215,7 +215,6 @@ def test_settings_may_change_between_turns(client, speech, expected):
     ("{", "invalid JSON"),
     (b"\0\0", "binary"),
     (r'{"type": "nothing", "event_id": "\ud83d"}', "surrogate"),
-    (r'{"type": "session.update", "session": {"prompt": "\uDC00"}}', "surrogate"),
     ({"type": "response.create"}, "unknown event type 'response.create'"),
     ({"type": "input_audio_buffer.commit"}, "nothing to commit"),
     ({"type": "input_audio_buffer.append"}, "must be a base64 string"),
@@ -312,12 +311,11 @@ def test_describe_and_ping(server, demo):
     assert (odd.type, odd.data["kind"]) == ("pong", "of any")
 
 
-@pytest.mark.parametrize(("symbols", "languages"), [
-    (["<blank>", "\u2581the"], ["en"]), (["<blank>", "\u4e2d"], ["zh"]), (["\u4e2d", "A"], ["zh", "en"]),
-    (["<unk>"], []),
-])  # fmt: skip
-def test_languages_by_vocabulary(symbols, languages):
-    assert languages_of(symbols) == languages
+def test_languages_by_vocabulary():
+    assert languages_of(["<blank>", "\u2581the"]) == ["en"]
+    assert languages_of(["<blank>", "\u4e2d"]) == ["zh"]
+    assert languages_of(["\u4e2d", "A"]) == ["zh", "en"]
+    assert languages_of(["<unk>"]) == []
 
 
 @pytest.mark.parametrize(("sent", "complaint"), [

@@ -11,7 +11,6 @@ from dialects import END, START, audio_messages, float32
 from u2moe.runtime.result import Alternative
 from u2moe.runtime.server.protocols import PROTOCOLS, wenet
 
-PROTOCOLS_BY_PATH = {protocol.path: protocol for protocol in PROTOCOLS.values()}
 ERROR_FIELDS = {"/stream": "message", "/wenet": "message", "/vosk": "error"}
 """Field of the error message in the last message. Other protocols only have a close reason."""
 
@@ -41,7 +40,6 @@ def test_a_port_of_its_own(server, speech, texts, name):
     ("/stream", ['{"words": 1}'], "words must be true or false"),
     ("/stream", ['{"hotwords": "A"}'], "hotwords must be a list"),
     ("/stream", ['{"hotwords": [7]}'], "a hotword must be"),
-    ("/stream", ['{"hotwords": ["\\u4e2d"]}'], "\u4e2d"),
     ("/stream", ['{"hotwords": ["' + "A" * 300 + '"]}'], "200 characters"),
     ("/stream", ['{"hotwords": [' + ",".join(['"A"'] * 1001) + "]}"], "1000 hotwords"),
     ("/stream", ['{"hotwords": [' + ",".join(['"A"'] * 20_000) + "]}"], "10000 commas, got 19999"),
@@ -75,10 +73,8 @@ def test_a_port_of_its_own(server, speech, texts, name):
     ("/stream", ["{}", b"\0"], "multiple of 2 bytes"),
     ("/stream", ["{}", "hello"], "invalid JSON"),
     ("/stream", ["{}", '{"type": "stop"}'], "'stop'"),
-    ("/stream", [r'{"\ud83d": 1}'], "surrogate"),
     ("/stream", [r'{"hotwords": ["\ud83d"]}'], "surrogate"),
     ("/stream", [r'{"hotwords": ["\ud83d\ude00"]}'], "\U0001f600"),  # a complete pair
-    ("/vosk", [r'{"config": {"phrase_list": ["\udc00"]}}'], "surrogate"),
     ("/stream", ['{"encoding": "pcm_f32le"}', np.full(1000, np.nan, np.float32).tobytes()], "NaN"),
 ])  # fmt: skip
 def test_what_is_wrong_is_answered(server, path, messages, complaint):
@@ -86,7 +82,7 @@ def test_what_is_wrong_is_answered(server, path, messages, complaint):
         for message in messages:
             client.send(message)
         said = client.rest()
-        assert client.websocket.close_code == PROTOCOLS_BY_PATH[path].close_code
+        assert client.websocket.close_code == {each.path: each.close_code for each in PROTOCOLS.values()}[path]
         told = json.loads(said[-1])[ERROR_FIELDS[path]] if path in ERROR_FIELDS else client.websocket.close_reason
     assert complaint in told
 

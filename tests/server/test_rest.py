@@ -38,10 +38,17 @@ def client(server):
         yield client
 
 
-def test_json_alike_for_several_files_and_errors_of_other_paths(short, server):
+def test_json_with_empty_fields_or_plain_names_and_errors_of_other_paths(short, server):
     with httpx.Client(trust_env=False, timeout=PATIENCE_S) as http:
         for _ in range(3):
-            assert http.post(f"{server.url}/v1/audio/transcriptions", files=FILE).json()["text"] == short.text
+            data = {"response_format": "", "language": ""}
+            answer = http.post(f"{server.url}/v1/audio/transcriptions", files=FILE, data=data)
+            assert answer.json()["text"] == short.text
+    data = {"response_format": "verbose_json", "timestamp_granularities": "word"}
+    answer = server.post(data=data, files=FILE).json()
+    assert answer["words"]
+    assert answer["language"] == "en"  # the model's only language
+    assert "segments" not in answer
     assert server.get("/v1/chat/completions").json()["error"]["type"] == "invalid_request_error"
     answer = server.get("/v1/audio/transcriptions")
     assert (answer.status_code, answer.headers["Allow"], "error" in answer.json()) == (405, "POST", True)
@@ -87,15 +94,6 @@ def test_damage_after_the_first_event_is_told_without_names_of_the_server(server
     assert server.metric("failures", "request") == failures + 1
 
 
-def test_fields_without_a_value_or_with_a_plain_name(server):
-    assert server.post(data={"response_format": "", "language": ""}, files=FILE).json()["text"]
-    data = {"response_format": "verbose_json", "timestamp_granularities": "word"}
-    answer = server.post(data=data, files=FILE).json()
-    assert answer["words"]
-    assert answer["language"] == "en"  # the model's only language
-    assert "segments" not in answer
-
-
 def test_hotwords_in_the_prompt_and_models(client, assert_hotwords, demo):
     client.audio.transcriptions.create(model="u2moe", file=CLIP, prompt="Seventy, what do you.\n\u4e2d\u6587")
     assert_hotwords("Seventy", "what do you")
@@ -139,10 +137,7 @@ def test_something_is_sent_while_a_file_is_recognised(running, held, short, monk
 @pytest.mark.parametrize(("content", "complaint", "parameter"), [
     ({"data": {"response_format": "docx"}, "files": FILE}, "", "response_format"),
     ({"data": {"timestamp_granularities[]": "sentence"}, "files": FILE}, "", "timestamp_granularities"),
-    ({"data": {"language": "zh"}, "files": FILE}, "", "language"),
-    ({"data": {"temperature": "2"}, "files": FILE}, "", "temperature"),
     ({"data": {"temperature": "hot"}, "files": FILE}, "", "temperature"),
-    ({"data": {"beam_size": "-1"}, "files": FILE}, "", "beam_size"),
     ({"data": {"written": "maybe"}, "files": FILE}, "", "written"),
     ({"data": {"hotwords": '{"a": 1}'}, "files": FILE}, "", "hotwords"),
     ({"content": b"RIFF"}, "expected a form", "file"),
@@ -278,8 +273,10 @@ def test_who_a_client_is(demo, tmp_path):
     assert single.client_of({"u2moe.key": None, "client": None}) == ""
 
 
-def test_one_client_leaves_room_to_others(running, held, talk, monkeypatch):
-    room, clip = SimpleNamespace(free=3 << 20), talk.read_bytes()
+def test_one_client_leaves_room_to_others(running, held, monkeypatch):
+    room, content = SimpleNamespace(free=3 << 20), io.BytesIO()
+    soundfile.write(content, *soundfile.read(CLIP), format="WAV")
+    clip = content.getvalue()
     monkeypatch.setattr("shutil.disk_usage", lambda _: room)
     with running(held) as server, ThreadPoolExecutor() as pool:
         first = pool.submit(server.post, files={"file": ("a.wav", clip + bytes(2 << 20))})

@@ -12,6 +12,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -71,20 +72,16 @@ def test_the_one_with_room_gets_the_next_and_one_that_stands_still_or_dies_is_re
         assert team.wait(PATIENCE_S) == 0
 
 
-class Ended:
-    exitcode, pid = 1, None
-
-
 def test_workers_that_never_become_ready_are_started_ever_more_seldom(monkeypatch):
-    now, started = [1000.0], []
+    now, started, ended = [1000.0], [], SimpleNamespace(exitcode=1, pid=None)  # as soon as it is started
     monkeypatch.setattr(workers_module, "time", type("Time", (), {"monotonic": lambda: now[0]}))
     team = workers_module.Team(1, lambda *_: None)
-    team._was_ready, team._processes = True, [Ended()]
+    team._was_ready, team._processes = True, [ended]
 
     def start(number):
         team._start_times[number] = now[0]
         started.append(now[0])
-        return Ended()
+        return ended
 
     monkeypatch.setattr(team, "_start", start)
     for _ in range(3000):
