@@ -105,7 +105,7 @@ def _listen(options: ServerOptions, port: int, opened: contextlib.ExitStack) -> 
         listening.setblocking(False)  # noqa: FBT003
     except OSError as error:
         where = f"{host} port {port}" if file is None else f"{file}"
-        raise OSError(error.errno, f"cannot listen on {where}: {error.strerror}") from error
+        raise OSError(f"cannot listen on {where}: {error.strerror or error}") from error
     return listening
 
 
