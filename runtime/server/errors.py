@@ -57,13 +57,13 @@ class StoppingError(UnavailableError):
 
 
 class StorageError(RequestError):
-    """An upload cannot be stored: the temporary folder is full (HTTP 507) or not writable (HTTP 503)."""
+    """An upload cannot be stored or decoded: the disk is full (HTTP 507), or another resource is missing (HTTP 503)."""
 
     kind = "storage"
 
     def __init__(self, number: int | None) -> None:
         is_full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        problem = "has no disk space for the file" if is_full else "cannot store files"
+        problem = "has no disk space for the file" if is_full else "cannot take files"
         super().__init__(f"the server {problem} at the moment")
         self.status = 507 if is_full else 503
 

@@ -222,7 +222,7 @@ class FileTask:
                 queue.metrics.count("results", "final")
             self._post(self.results.put_nowait, StopAsyncIteration())
         except Exception as error:  # noqa: BLE001 - raised again where the file is awaited
-            self._post(self.results.put_nowait, error)
+            self._post(self.results.put_nowait, StorageError(error.errno) if isinstance(error, OSError) else error)
         queue.turns.end()
         self.close()
         queue.give_back(self.decoder)

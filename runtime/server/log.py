@@ -50,7 +50,7 @@ _FAILURES = {
     "request": "closed a connection: the client violated the protocol",
     "idle": "closed a connection: the client sent or read too little for too long",
     "too_large": "closed a connection: the client sent more than --max-upload or --max-duration allows",
-    "storage": "refused a file: the temporary folder is full or not writable",
+    "storage": "refused a file: the temporary folder is full or not writable, or no process can be started",
     "decoder": "refused a file: it crashed the decoder process or exceeded its limits",
     "recognition": "closed a connection: recognition failed",
 }

@@ -20,6 +20,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from u2moe.runtime import cli
+from u2moe.runtime.audio.decoder import FileDecoder
 from u2moe.runtime.server import log
 from u2moe.runtime.server.access import Key, read_keys
 from u2moe.runtime.server.log import notify
@@ -55,13 +56,17 @@ def test_uploads_and_files_are_cut_off_at_the_deadline(running, held, talk, tmp_
     assert not any(record.exc_info for record in caplog.records)
 
 
-@pytest.mark.parametrize(("number", "status"), [(errno.ENOSPC, 507), (errno.EROFS, 503)])
-def test_a_temporary_folder_without_room(server, monkeypatch, number, status, caplog):
+@pytest.mark.parametrize(("owner", "name", "number", "status"), [
+    (tempfile, "TemporaryFile", errno.ENOSPC, 507),
+    (tempfile, "TemporaryFile", errno.EROFS, 503),
+    (FileDecoder, "start", errno.EMFILE, 503),
+])  # fmt: skip
+def test_a_system_without_room(server, monkeypatch, owner, name, number, status, caplog):
     def fail(*_args, **_settings):
         raise OSError(number, os.strerror(number))
 
     before = server.metric("failures", "storage")
-    monkeypatch.setattr(tempfile, "TemporaryFile", fail)
+    monkeypatch.setattr(owner, name, fail)
     answer = server.post(files={"file": bytes(2 << 20)})
     assert (answer.status_code, answer.json()["error"]["type"]) == (status, "server_error")
     assert server.metric("failures", "storage") == before + 1
