@@ -65,30 +65,25 @@ def in_javascript(options):
 
 
 @needs_onnxruntime_web
-@pytest.mark.parametrize("kind", ["recordings", "defaults"])
-def test_recordings_are_recognised_as_in_python(kind, tmp_path):
-    """Tests every option, with the demo model and the same build of onnxruntime."""
-    bundle, model = conformance.demo_with_defaults(kind, tmp_path), DEMO_FOLDER / "language.lm"
-    samples = conformance.clips()
+def test_recordings_are_recognised_as_in_python(tmp_path):
+    """Tests every option, also as a default of a bundle, with the demo model and the same build of onnxruntime."""
+    bundles = {kind: conformance.demo_with_defaults(kind, tmp_path) for kind in ("recordings", "defaults")}
+    cases, samples = {kind: conformance.load(kind)["cases"] for kind in bundles}, conformance.clips()
     for name in ("windows", "sequences"):
         write_vad(tmp_path / f"{name}.onnx", sequence=name == "sequences")
-    cases = conformance.load(kind)["cases"]
-    found = run_module(
-        script("recordings"),
-        {
-            "folder": str(bundle),
-            "model": str(model),
-            "networks": str(tmp_path),
-            "samples": samples.tolist(),
-            "cases": [{**case, "options": in_javascript(case["options"])} for case in cases],
-        },
-    )
-    recognizer = Recognizer.from_pretrained(bundle, kernels="onnxruntime")
-    recognizer.model.search_library = SessionSettings().search_library  # quicker, and bit-identical
-    for case, segments in zip(cases, found, strict=True):
-        expected = conformance.recognized_case(recognizer, case, samples, model, tmp_path)
-        assert expected, case["name"]
-        assert_same_segments(segments, expected)
+    kinds = [
+        {"folder": str(bundle), "cases": [{**case, "options": in_javascript(case["options"])} for case in cases[kind]]}
+        for kind, bundle in bundles.items()
+    ]
+    model = DEMO_FOLDER / "language.lm"
+    given = {"model": str(model), "networks": str(tmp_path), "samples": samples.tolist(), "kinds": kinds}
+    for (kind, bundle), results in zip(bundles.items(), run_module(script("recordings"), given), strict=True):
+        recognizer = Recognizer.from_pretrained(bundle, kernels="onnxruntime")
+        recognizer.model.search_library = SessionSettings().search_library  # quicker, and bit-identical
+        for case, segments in zip(cases[kind], results, strict=True):
+            expected = conformance.recognized_case(recognizer, case, samples, model, tmp_path)
+            assert expected, case["name"]
+            assert_same_segments(segments, expected)
 
 
 OTHERS = ("branchformer", "e_branchformer_moe", "efficient_conformer_stream")
