@@ -188,8 +188,6 @@ def test_encoders_that_the_online_client_of_sherpa_onnx_cannot_hold(golden_check
     *(pytest.param(*case, marks=pytest.mark.endurance) for case in (
         ("squeezeformer_full", "int8"),
         ("efficient_conformer_experts_in_the_decoder", "int4-experts"),
-        ("squeezeformer_experts_in_the_decoder", "int4-experts"),
-        ("branchformer_experts_in_the_decoder", "int4-experts"),
         ("squeezeformer", "int4"),
         ("efficient_conformer_stream", "int4"))),
 ])  # fmt: skip

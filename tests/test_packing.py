@@ -37,8 +37,6 @@ def outputs(bundle):
     ("small", "int4"),
     ("gated", "int8"),
     pytest.param("gated", "int4", marks=pytest.mark.endurance),
-    pytest.param("moe_tiny", "int8", marks=pytest.mark.endurance),
-    pytest.param("dense_tiny", "int4", marks=pytest.mark.endurance),
 ])  # fmt: skip
 def test_the_same_to_the_last_bit(exported, tmp_path, checkpoint, name):
     kept, made = {"encoder.encoders.0.self_attn": "fp16"}, []

@@ -17,12 +17,6 @@ from u2moe.runtime import Bundle
 HYPOTHESES = [[1, 2, 3], [4], []]
 PARTS = [slice(0, 1), slice(2, 4)]  # of `outputs`: log-probabilities, and scores of the decoders
 KINDS = ("norms", "heads", "front", "projection", "output")  # combined by "all"
-GOLDEN = [pytest.param(name, marks=pytest.mark.endurance) for name in ("moe_tiny", "dense_tiny")]
-
-
-@pytest.fixture(scope="module", params=["small", *GOLDEN])
-def plain(request, exported):
-    return Bundle.open(exported(request.param))
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +30,10 @@ def calibrated_recipe(recordings):
 
 
 @pytest.fixture(scope="module")
-def known(plain, recordings):
+def known(small_bundle, recordings):
     """Return features, and the outputs for them."""
-    (frames,) = features_of(plain, recordings[:1])
-    return frames, outputs(plain, frames)
+    (frames,) = features_of(small_bundle, recordings[:1])
+    return frames, outputs(small_bundle, frames)
 
 
 def outputs(bundle, frames):
@@ -55,7 +49,7 @@ def check_equal(found, expected):
 
 
 @pytest.mark.slow
-def test_outliers_and_their_removal_change_no_bit_in_float32(plain, recordings, known, tmp_path):
+def test_outliers_and_their_removal_change_no_bit_in_float32(small_bundle, recordings, known, tmp_path):
     """At each site, at least one channel becomes 32 to 256 times as large."""
 
     def add_outliers(models):
@@ -66,11 +60,11 @@ def test_outliers_and_their_removal_change_no_bit_in_float32(plain, recordings, 
             exponents[random.choice(len(exponents), number, replace=False)] = -random.integers(5, 9, number)
             scale(site, exponents)
 
-    hard = rewritten_bundle(plain, tmp_path / "hard", add_outliers)
-    activations = recorded(hard, features_of(plain, recordings[1:]), tmp_path)
+    hard = rewritten_bundle(small_bundle, tmp_path / "hard", add_outliers)
+    activations = recorded(hard, features_of(small_bundle, recordings[1:]), tmp_path)
     smoothed = rewritten_bundle(hard, tmp_path / "smoothed", lambda models: smooth(models, activations))
-    again = recorded(smoothed, features_of(plain, recordings[1:]), tmp_path)
-    for site in sites_of(*(ir.load(smoothed.path / graph.file) for graph in plain.manifest.model.graphs())):
+    again = recorded(smoothed, features_of(small_bundle, recordings[1:]), tmp_path)
+    for site in sites_of(*(ir.load(smoothed.path / graph.file) for graph in small_bundle.manifest.model.graphs())):
         if site.name:  # recorded rows are scaled with the graph
             np.testing.assert_array_equal(again.rows(site.name), activations.rows(site.name))
     for bundle in (hard, smoothed):
@@ -78,16 +72,16 @@ def test_outliers_and_their_removal_change_no_bit_in_float32(plain, recordings, 
 
 
 @pytest.fixture(scope="module")
-def calibrated_plain(plain, calibrated_recipe, tmp_path_factory):
-    return quantize_bundle(plain.path, tmp_path_factory.mktemp("calibrated") / "bundle", calibrated_recipe)[0]
+def calibrated_plain(small_bundle, calibrated_recipe, tmp_path_factory):
+    return quantize_bundle(small_bundle.path, tmp_path_factory.mktemp("calibrated") / "bundle", calibrated_recipe)[0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["all", "tiny", *(pytest.param(kind, marks=pytest.mark.endurance) for kind in KINDS)])
-def test_rescalings_in_float32_cost_nothing(kind, plain, calibrated_plain, calibrated_recipe, known, tmp_path):
+def test_rescalings_in_float32_cost_nothing(kind, small_bundle, calibrated_plain, calibrated_recipe, known, tmp_path):
     """The rescalings do not use `sites_of`."""
     frames, expected = known
-    rescaled = rewritten_bundle(plain, tmp_path / "rescaled", lambda models: rescale(models, kind))
+    rescaled = rewritten_bundle(small_bundle, tmp_path / "rescaled", lambda models: rescale(models, kind))
     check_equal(outputs(rescaled, frames), expected)
     calibrated, _ = quantize_bundle(rescaled.path, tmp_path / "out", calibrated_recipe)
     errors = []
@@ -140,8 +134,8 @@ def rescale(models, kind):
         multiply(-by_head, f"{attention}.linear_out.weight")
 
 
-def test_sites_are_where_nothing_else_reads_channels_of_different_size(plain, tmp_path):
-    model = ir.load(plain.path / "encoder.onnx")
+def test_sites_are_where_nothing_else_reads_channels_of_different_size(small_bundle, tmp_path):
+    model = ir.load(small_bundle.path / "encoder.onnx")
     for part, is_site in (("norm_mha", True), ("Attention", True), ("after_norm", False)):
         assert any(part in site.name for site in sites_of(model)) == is_site
     read_twice, shared, leaves = [site for site in sites_of(model) if site.name][:3]
@@ -150,7 +144,7 @@ def test_sites_are_where_nothing_else_reads_channels_of_different_size(plain, tm
     model.graph.outputs.append(leaves.value)
     assert not {read_twice.name, shared.name, leaves.name} & {site.name for site in sites_of(model)}
     # Rows and weights without differences are not scaled
-    model, activations = ir.load(plain.path / "encoder.onnx"), Activations(tmp_path)
+    model, activations = ir.load(small_bundle.path / "encoder.onnx"), Activations(tmp_path)
     for site in sites_of(model):
         for weight in site.read:
             weight.const_value = ir.tensor(np.ones(weight.const_value.shape.numpy(), np.float32), name=weight.name)
