@@ -121,8 +121,7 @@ def test_rates_that_are_refused(rate):
 
 
 def test_files_that_are_refused(tmp_path, monkeypatch):
-    texts = ("text.wav", "text.mp3", "text.raw", "text")
-    for name in texts:
+    for name in (texts := ("text.wav", "text.mp3", "text.raw", "text")):
         (tmp_path / name).write_text("not audio")
     soundfile.write(tmp_path / "slow.wav", np.zeros(10), 100)
     for path, message in {

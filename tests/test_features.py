@@ -70,7 +70,6 @@ def test_silence_and_constants_are_the_floor(level, library):
 
 @given(st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 20)), max_size=20), st.sampled_from(ALL_CONFIGS))
 def test_any_split_gives_the_same_frames(sound, library, steps, config):
-    """Results are bit-identical for any split of samples and frames."""
     stream, parts, start = FeatureStream(config, library), [], 0
     for num_samples, num_frames in [*steps, (len(sound), len(sound))]:
         stream.accept(sound[start : start + num_samples])

@@ -134,7 +134,6 @@ def test_a_device_that_is_not_there_not_in_use_or_does_not_start(segmenting, sou
         microphone.close()
         with pytest.raises(MicrophoneError, match="closed"):
             microphone.start()
-    with Transcriber(segmenting) as transcriber:
         for block_s in (0, 1.5, float("nan")):
             with pytest.raises(ValueError, match="block_s"):
                 Microphone(transcriber, block_s=block_s)

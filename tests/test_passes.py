@@ -20,16 +20,14 @@ from u2moe.runtime.graph.builder import GraphBuilder
 from u2moe.runtime.graph.file import group_of, save_graph, with_external
 
 
-@pytest.fixture
-def graph_of(exported):
-    return lambda name: ir.load(exported("moe_tiny") / f"{name}.onnx")
-
-
 def layers_of(model):
     return Counter(plain_name(node.op_type) for node in model.graph if node.domain == "u2moe")
 
 
-def test_every_product_is_quantized_once_and_only_ours(graph_of):
+def test_every_product_is_quantized_once_and_only_ours(exported):
+    def graph_of(name):
+        return ir.load(exported("moe_tiny") / f"{name}.onnx")
+
     encoder, before = graph_of("encoder"), layers_of(graph_of("encoder"))
     quantize_graph(encoder, recipe("int8"))
     found = layers_of(encoder)

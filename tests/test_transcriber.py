@@ -349,10 +349,9 @@ def test_the_iteration_raises_errors_and_results_that_nobody_takes_are_one(own, 
 def test_what_needs_async_with_says_so(own, blocks):
     async def run():
         transcriber = Transcriber(own)
-        with pytest.raises(StreamError, match="async with"):
-            await transcriber.feed_async(RATE, blocks[0])
-        with pytest.raises(StreamError, match="async with"):
-            await anext(transcriber)
+        for call in (transcriber.feed_async(RATE, blocks[0]), anext(transcriber)):
+            with pytest.raises(StreamError, match="async with"):
+                await call
         transcriber.feed(RATE, blocks[0])
         with pytest.raises(StreamError, match="before feeding"):
             await transcriber.__aenter__()
