@@ -113,12 +113,10 @@ def found(small_bundle, monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("step", "read", "factor"),
-    [("graphs", "encoder_out", np.nan), *((step, "chunk", 1.5) for step in ("graphs", "offsets", "batches"))],
-)
-def test_a_device_that_computes_something_else_does_not_pass(found, monkeypatch, step, read, factor):
+@pytest.mark.parametrize("step", ["graphs", "offsets", "batches", "ctc"])
+def test_a_device_that_computes_something_else_does_not_pass(found, monkeypatch, step):
     right = DeviceMemory.run
+    step, read, factor = ("graphs", "encoder_out", np.nan) if step == "ctc" else (step, "chunk", 1.5)
 
     def run(self, feeds, outputs, stay):
         wrong = {name: np.asarray(value) * np.float32(factor) for name, value in feeds.items() if name == read}

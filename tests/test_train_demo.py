@@ -119,9 +119,8 @@ def test_a_run_may_get_a_teacher_and_goes_on_with_it(work_dir, capsys):
     rng = np.random.default_rng(2)
     width = corpus.TARGETS.width
     (work_dir / "targets").mkdir()
-    lessons.Basis(*(np.ones(shape, np.float32) for shape in (width, (width, width), width))).save(
-        work_dir / "targets" / lessons.BASIS
-    )
+    basis = lessons.Basis(*(np.ones(shape, np.float32) for shape in (width, (width, width), width)))
+    basis.save(work_dir / "targets" / lessons.BASIS)
     for name in ("pico-us", "queen-dev"):
         with corpus.Pack(work_dir / "targets" / name, corpus.TARGETS) as pack:
             for entry in corpus.Pack(work_dir / "features" / name, corpus.MELS).utterances:
