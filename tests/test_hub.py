@@ -17,7 +17,6 @@ import pytest
 
 from u2moe.runtime import BundleError, Recognizer, bundle_location
 
-needs_client = pytest.mark.skipif(find_spec("huggingface_hub") is None, reason="needs the extra hub")
 PROGRAM = """\
 import sys, time
 from u2moe import Recognizer
@@ -109,7 +108,7 @@ def client(address, home, **environment):
         child.stdin.close()
 
 
-@needs_client
+@pytest.mark.skipif(find_spec("huggingface_hub") is None, reason="needs the extra hub")
 @pytest.mark.slow
 def test_a_bundle_is_fetched_and_kept_and_pushed_whole_or_not_at_all(hub, bundle, tmp_path):
     """A push adds a card if there is none and is one commit, from which the same bundle can be loaded."""

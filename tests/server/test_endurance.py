@@ -115,7 +115,6 @@ def samples():
 
 @pytest.fixture
 def apart():
-    """Return a server in a separate process, and the port of Wyoming."""
     port = load.free_port()
     with load.our_server(DEMO_FOLDER, arguments=["--protocol", f"wyoming={port}", "--idle-timeout", "20"]) as server:
         yield server, port

@@ -32,7 +32,6 @@ MANUAL = {"type": "transcription", "audio": {"input": {"turn_detection": None}}}
 
 @pytest.fixture
 def client(server):
-    """Return a plain client, after the server's first event."""
     with server.connect("/v1/realtime", max_queue=None) as client:
         assert client.receive()["type"] == "session.created"
         yield client
@@ -293,7 +292,7 @@ def test_audio_of_other_widths_without_a_start(server, speech, demo, width):
     assert f'{{"text": "{text}"}}' in server.answer(audio, "wyoming").decode()
 
 
-def test_describe_and_ping(server, demo):
+def test_describe_with_languages_by_vocabulary_and_ping(server, demo):
     async def ask():
         async with AsyncTcpClient("127.0.0.1", server.ports["wyoming"]) as client:
             await client.write_event(Describe().event())
@@ -309,9 +308,6 @@ def test_describe_and_ping(server, demo):
     assert info.asr[0].supports_transcript_streaming
     assert (pong.type, pong.data["text"]) == ("pong", "here")
     assert (odd.type, odd.data["kind"]) == ("pong", "of any")
-
-
-def test_languages_by_vocabulary():
     assert languages_of(["<blank>", "\u2581the"]) == ["en"]
     assert languages_of(["<blank>", "\u4e2d"]) == ["zh"]
     assert languages_of(["\u4e2d", "A"]) == ["zh", "en"]

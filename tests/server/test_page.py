@@ -136,7 +136,6 @@ def test_a_file_can_be_cancelled(new_page, running, held, talk):
 
 @pytest.fixture
 def fed(monkeypatch):
-    """Return the samples that each stream of the servers received, in order."""
     sources = {}
     feed = ServedStream.feed
 
