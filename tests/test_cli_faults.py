@@ -119,6 +119,23 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+CTRL_C_IN_IMPORT = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, *_):
+        name == "numpy" and os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+from u2moe.__main__ import main
+main()
+"""
+
+
+@posix
+def test_ctrl_c_while_modules_load_is_no_traceback():
+    process = subprocess.run([sys.executable, "-c", CTRL_C_IN_IMPORT, "doctor"], capture_output=True, check=False)
+    assert (process.returncode, process.stderr) == (-signal.SIGINT, b"")
+
+
 @posix
 @pytest.mark.parametrize(("arguments", "number", "status"), [
     (["-f", "json"], signal.SIGINT, 130), (["-o", "OUT"], signal.SIGTERM, 143),
