@@ -170,6 +170,13 @@ def test_a_wav_that_states_no_audio_or_too_much_is_read_to_its_end(tmp_path):
         warned = pytest.warns(AudioWarning, match=r"odd\.wav: its header states no")
         with contextlib.nullcontext() if stated else warned:
             assert np.array_equal(read_audio(tmp_path / "odd.wav", RATE), whole)
+    for stated in (0xFFFFFFFF, 0x7FFFF000, 1 << 30):  # the last is the length modulo 4 GiB
+        with (tmp_path / "odd.wav").open("wb") as file:  # sparse
+            file.write(content[:position] + stated.to_bytes(4, "little"))
+            file.truncate(position + 4 + (5 << 30))
+        with pytest.warns(AudioWarning, match=r"odd\.wav: its header states no audio or too little"):
+            assert duration_of(tmp_path / "odd.wav") == (5 << 30) / 2 / RATE
+    content[position : position + 4] = bytes(4)
     # Really without audio, because another chunk follows, or the file ends
     for rest in (b"LIST\4\0\0\0INFO", b""):
         (tmp_path / "empty.wav").write_bytes(content[: position + 4] + rest)

@@ -285,26 +285,31 @@ class FileView(io.RawIOBase):
 
 
 def repaired(stream: BinaryIO, name: str) -> BinaryIO:
-    """Return the stream. If its header states 0 bytes but audio follows, warn and return a repaired view instead."""
+    """Return the stream. If its header states too few bytes (`_unfinished`), warn and return a repaired view."""
     position = _unfinished(stream, name)
     if position is None:
         return stream
-    message = "its header states no audio, perhaps because the recorder crashed: the file is read to its end"
+    message = "its header states no audio or too little; perhaps the recorder crashed: the file is read to its end"
     warnings.warn(f"{name}: {message}", AudioWarning, stacklevel=2)
+    header = bytearray(stream.read(position + 4))
+    header[4:8], header[position:] = b"\x08\0\0\0", bytes(4)  # libsndfile then reads to the end, also beyond 4 GiB
     size = stream.seek(0, os.SEEK_END)
 
     def read_at(begin: int, length: int) -> bytes:
         stream.seek(begin)
-        content = bytearray(stream.read(length))
-        for index in range(max(position, begin), min(position + 4, begin + len(content))):
-            content[index - begin] = 0xFF  # the largest length means "until the end"
-        return bytes(content)
+        content = stream.read(length)
+        return bytes(header[begin : begin + length]) + content[max(len(header) - begin, 0) :]
 
     return cast("BinaryIO", FileView(read_at, size))
 
 
 def _unfinished(stream: BinaryIO, name: str) -> int | None:
-    """Return the position of the audio length in a WAV file if this length is 0 although audio follows, else None."""
+    """Return the position of the audio length in a WAV file if more follows than it states, else None.
+
+    It is 0 if the recorder crashed, and wrong in files of more than 4 GiB, for which it has too few bits.
+    """
+    num_bytes = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
     head = stream.read(_LONGEST_HEADER)
     stream.seek(0)
     if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
@@ -317,7 +322,10 @@ def _unfinished(stream: BinaryIO, name: str) -> int | None:
         if chunk == b"data":
             following = head[position + 8 : position + 12]
             is_chunk = following.isalnum() or following in (b"id3 ", b"cue ")
-            return position + 4 if size == 0 and len(following) == 4 and not is_chunk else None
+            is_empty = size == 0 and len(following) == 4 and not is_chunk
+            beyond = num_bytes - position - 8 - size
+            is_large = (beyond >= _LONGEST_HEADER and size >= _UNKNOWN_SIZE) or beyond >= 1 << 32
+            return position + 4 if is_empty or is_large else None
         position += 8 + size + size % 2
     raise AudioError(f"{name}: has more than {_MOST_CHUNKS} chunks before its audio")
 
