@@ -57,7 +57,7 @@ def test_a_bad_file_does_not_stop_the_others_and_the_library_is_silent(bundle, c
     (["-f", "events", "-o", "x"], "-f events is for stdout: leave out --output"),
     (["-f", "vtt", "b.wav"], "to write vtt for several recordings, name a folder with --output"),
     (["-o", "talk.srt", "b.wav"], "talk.srt: is a single file, but there are 2 recordings: name a folder"),
-    (["-o", "a.wav/out"], "[Errno "),
+    (["-o", "a.wav/out"], "out: cannot be written: "),
     (["--model", "."], "bundle.json: missing"),
     (["--model", "CHECKPOINT"], "is a WeNet checkpoint, not a bundle: run 'u2moe export CHECKPOINT BUNDLE' first"),
 ])  # fmt: skip
