@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from searches import log_softmax
 from tones import say
 
-from u2moe.runtime import DecodingOptions, Grammar, GrammarError, cli
+from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, Grammar, GrammarError, Recognizer, cli
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.decoding.ctc import Hypothesis, ctc_prefix_beam_search
 from u2moe.runtime.decoding.phrases import REST_COST, REST_PENALTY, PhraseGraph
@@ -197,3 +197,15 @@ def test_other_words_cost_their_beginning_and_thousands_of_phrases_share_theirs(
     assert heard.context_score == -(2 * REST_PENALTY + REST_COST)
     lines = tuple(f"a b {'ab ' * (n % 7)}{'ba ' * (n % 11)}{'aab ' * (n % 13)}" for n in range(1001))
     assert len(PhraseGraph(Grammar(lines=lines), VOCABULARY)._arcs) < sum(map(len, lines)) / 5
+
+
+def test_a_beam_that_is_too_small_for_a_grammar_loses_words_but_fails_no_recording():
+    rule = EndpointRule(must_contain_nonsilence=True, min_trailing_silence=0.3, min_utterance_length=0.5)
+    options = DecodingOptions(
+        beam_size=1, blank_penalty=10, search="ctc_prefix_beam", endpoint=EndpointConfig(rule2=rule)
+    )
+    grammar = Grammar(
+        lines=("<n> <n>", "<n> = one | two | three | four | five | six | seven | eight | nine | zero", "[unk]")
+    )
+    clip = DEMO_FOLDER / "clips" / "phone_number.flac"
+    assert Recognizer.from_pretrained().transcribe(clip, options=options, grammar=grammar).complete

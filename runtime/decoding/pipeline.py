@@ -117,8 +117,10 @@ class Pipeline:
 
     def _cut(self, stream: StreamState) -> None:
         """Cut the current utterance between two of its words, if it has at least two."""
+        if not (hypotheses := stream.utterance.search.hypotheses(1)):  # of a grammar, if the beam is too small for it
+            return
         log_probs = self._model.ctc(stream.utterance.encoder_out())
-        best, _ = stream.utterance.heard(stream.utterance.search.hypotheses()[0])
+        best, _ = stream.utterance.heard(hypotheses[0])
         num_frames = find_cut(stream.vocabulary, best.tokens, log_probs, self._model.config.blank)
         if num_frames is not None:
             stream.cut(num_frames, log_probs)
