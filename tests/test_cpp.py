@@ -152,12 +152,13 @@ def test_threads_share_a_recognizer_but_no_stream_in_any_locale(library, bundle,
     assert library.check("threads", bundle.path, clips / "a.wav").startswith(text)
 
 
-def test_long_audio_takes_no_more_memory_and_grammars_are_kept(library, bundle, talk):
+def test_long_audio_takes_no_more_memory_and_grammars_and_states_are_kept(library, bundle, talk):
     """Otherwise each window would move all later samples, in time that grows with the square of their number. The fifth
     grammar replaces the one used the longest ago; each finds the phrase of its letter."""
     found = re.fullmatch(r"the same, (\d+) of (\d+)\n", library.check("at-once", bundle.path, talk))
     bytes_in_one_piece, all_bytes = map(int, found.groups())
     assert bytes_in_one_piece < 1_000_000 < all_bytes // 3  # the model runs at a third of the rate
+    assert library.check("states") == "1 1"
     assert library.check("grammars", "abcdaeba") == "0:1 1:1 2:1 3:1 0:1 4:1 5:1 0:1 "
 
 

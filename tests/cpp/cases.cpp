@@ -90,7 +90,7 @@ std::string search(const Json& json, const Json& shared) {
   if (json["search"].string() == "ctc_prefix_beam") {
     const auto size = static_cast<std::size_t>(json["beam_size"].integer(1, 1000));
     const auto fusion = fusion_of(json["language_model"], shared, vocabulary);
-    beams = std::make_unique<PrefixBeamSearch>(size, 0, context, fusion ? std::make_shared<FusionStates>(fusion) : nullptr, penalty, grammar);
+    beams = std::make_unique<PrefixBeamSearch>(size, 0, context, fusion ? Fusion::states(fusion) : nullptr, penalty, grammar);
   }
   std::vector<std::vector<int>> committed;  // after each chunk: number of committed tokens, and first frame that may still change
   int num_tokens = 0;

@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "audio_file.hpp"
+#include "fusion.hpp"
 #include "grammar.hpp"
 #include "json.hpp"
 #include "ort.hpp"
@@ -446,6 +447,18 @@ void use_each(const char* recording, char** bundles) {
   }
 }
 
+// Print whether a second search gets states of its own, and whether a later one gets those of an ended search.
+void print_states() {
+  const core::Vocabulary vocabulary = core::Vocabulary::parse("<blank> 0\n▁A 1\n", "vocabulary");
+  core::Ngrams ngrams = core::Ngrams::parse("\\data\\\nngram 1=1\n\\1-grams:\n-1 A\n\\end\\\n", "model");
+  const auto fusion = std::make_shared<const core::Fusion>(std::move(ngrams), core::LanguageModelOptions(), vocabulary, "model");
+  auto first = core::Fusion::states(fusion);
+  const auto second = core::Fusion::states(fusion);
+  const core::FusionStates* const ended = first.get();
+  first.reset();
+  std::printf("%d %d", second.get() != ended, core::Fusion::states(fusion).get() == ended);
+}
+
 // Print whether each file is JSON, or its error.
 void read_json(char** files) {
   for (; *files; ++files) {
@@ -490,6 +503,7 @@ int main(int argc, char** argv) {
     if (what == "grammars") print_grammars(argv[2]);
     if (what == "bad-grammars") print_refusals(argv[2], argv + 3);
     if (what == "each") use_each(argv[2], argv + 3);
+    if (what == "states") print_states();
     if (what == "signed") demand_signature(argv);
     if (what == "json") read_json(argv + 2);
     return 0;

@@ -51,7 +51,7 @@ struct Recognizer {
 
 // A result, and its arrays as the C interface needs them.
 struct OpenResult {
-  explicit OpenResult(Result made) : result(std::move(made)), json(as_json(result)) {
+  explicit OpenResult(Result made) : result(std::move(made)) {
     for (const Word& word : result.words) words.push_back({word.text.c_str(), word.start, word.end, word.confidence});
     for (const Word& phrase : result.phrases) phrases.push_back({phrase.text.c_str(), phrase.start, phrase.end, phrase.confidence});
     for (const Alternative& each : result.nbest) {
@@ -62,11 +62,19 @@ struct OpenResult {
   OpenResult(const OpenResult&) = delete;
   OpenResult& operator=(const OpenResult&) = delete;
 
+  const char* json() const {
+    std::call_once(is_written_, [this] { json_ = as_json(result); });
+    return json_.c_str();
+  }
+
   const Result result;
-  const std::string json;
   std::vector<u2moe_word> words, phrases;
   std::vector<u2moe_alternative> nbest;
   std::vector<const double*> nbest_times;
+
+ private:
+  mutable std::once_flag is_written_;
+  mutable std::string json_;
 };
 
 // Type of the object behind a handle, and the object's name in messages.
@@ -628,5 +636,5 @@ u2moe_error u2moe_result_get(u2moe_result result, u2moe_result_view* view) {
 }
 
 u2moe_error u2moe_result_json(u2moe_result result, const char** json) {
-  return tell(result, json, "json", [](const OpenResult& it) { return it.json.c_str(); });
+  return tell(result, json, "json", &OpenResult::json);
 }

@@ -1,6 +1,8 @@
 // Language model scores of hypotheses that grow by tokens, with look-ahead in words, as runtime/decoding/fusion.py explains.
 #pragma once
 
+#include <atomic>
+
 #include "json.hpp"
 #include "ngrams.hpp"
 #include "vocabulary.hpp"
@@ -40,7 +42,9 @@ using WordShare = std::pair<Ngrams::Id, double>;  // a word of the model, and lo
 inline const std::string kUnreadable(1, '\0');  // stands for symbols that are not text, and for letters that begin no word
 inline const std::string kBoundary;
 
-/// A language model for the tokens of a vocabulary. Immutable: threads may share it. Each search has its own `FusionStates`.
+class FusionStates;
+
+/// A language model for the tokens of a vocabulary. Threads may share it. Each search has its own `FusionStates`.
 class Fusion {
  public:
   /// @throws InvalidArgument if an option is out of range.
@@ -81,6 +85,12 @@ class Fusion {
     }
     most_gain_ = std::max(most_ending_, most_going_on_);
   }
+  Fusion(const Fusion&) = delete;
+  Fusion& operator=(const Fusion&) = delete;
+  ~Fusion();
+
+  /// Return states for one search. They are those of an ended search, which know common words, or new ones.
+  static std::shared_ptr<FusionStates> states(const std::shared_ptr<const Fusion>& fusion);
 
   /// @throws LanguageModelError if the model contains no token of the vocabulary (token level), or no word that the
   /// vocabulary can spell (word level). The message begins with `source`.
@@ -169,6 +179,7 @@ class Fusion {
   // Largest gain of any token, of a token that continues a word, and of a token that ends a word.
   double most_gain_ = 0, most_going_on_ = 0, most_ending_ = 0;
   std::size_t fingerprint_;
+  mutable std::array<std::atomic<FusionStates*>, 4> idle_{};  // states of ended searches
 };
 
 /// The words with a common prefix.
@@ -204,8 +215,10 @@ using FusionStatePtr = std::shared_ptr<FusionState>;
 /// Language model states of the hypotheses of one stream, in a cache of limited size. Not thread-safe.
 class FusionStates {
  public:
-  explicit FusionStates(std::shared_ptr<const Fusion> fusion)
-      : fusion_(std::move(fusion)), ngrams_(*fusion_->ngrams_), start_(std::make_shared<FusionState>(FusionState{ngrams_.begin(), nothing_, 0})) {}
+  static constexpr std::size_t kMostIdle = std::size_t{1} << 14;  ///< larger states are not kept for other searches
+
+  explicit FusionStates(const Fusion& fusion)
+      : fusion_(&fusion), ngrams_(*fusion_->ngrams_), start_(std::make_shared<FusionState>(FusionState{ngrams_.begin(), nothing_, 0})) {}
 
   const Fusion& fusion() const { return *fusion_; }
   const FusionStatePtr& start() const { return start_; }
@@ -331,7 +344,7 @@ class FusionStates {
     return known = is_read ? std::make_shared<const Beginning>(std::move(found)) : unreadable_;
   }
 
-  std::shared_ptr<const Fusion> fusion_;
+  const Fusion* fusion_;
   const Ngrams& ngrams_;
   std::uint64_t num_made_ = 1;
   BeginningPtr nothing_ = std::make_shared<const Beginning>(), unreadable_ = std::make_shared<const Beginning>(Beginning{kUnreadable, 1, 0, 0, 0, {}, {}});
@@ -340,5 +353,22 @@ class FusionStates {
   std::unordered_map<std::uint64_t, FusionState::Move> moves_;  // by numbers of states and tokens
   std::unordered_map<std::string, BeginningPtr> beginnings_;
 };
+
+inline Fusion::~Fusion() {
+  for (const auto& idle : idle_) delete idle.load();
+}
+
+inline std::shared_ptr<FusionStates> Fusion::states(const std::shared_ptr<const Fusion>& fusion) {
+  FusionStates* found = nullptr;
+  for (auto& idle : fusion->idle_) found = found ? found : idle.exchange(nullptr);
+  return {found ? found : new FusionStates(*fusion), [fusion](FusionStates* ended) {
+    bool is_kept = false;
+    for (auto& idle : fusion->idle_) {
+      FusionStates* none = nullptr;
+      is_kept = is_kept || (ended->size() <= FusionStates::kMostIdle && idle.compare_exchange_strong(none, ended));
+    }
+    if (!is_kept) delete ended;
+  }};
+}
 
 }  // namespace u2moe::runtime

@@ -220,7 +220,7 @@ class Recognition {
 
   std::unique_ptr<CtcSearch> new_search() const {
     if (!options_.has_beam()) return std::make_unique<GreedySearch>(m().blank, options_.blank_penalty);
-    const auto states = options_.language_model ? std::make_shared<FusionStates>(options_.language_model) : nullptr;
+    const auto states = options_.language_model ? Fusion::states(options_.language_model) : nullptr;
     return std::make_unique<PrefixBeamSearch>(static_cast<std::size_t>(options_.beam_size), m().blank, options_.hotwords, states,
                                               options_.blank_penalty, options_.grammar);
   }
@@ -375,8 +375,7 @@ class Recognition {
     };
     const auto end_of_sentence = [&](std::size_t end) {
       search_to(end);
-      FusionStates states(options_.language_model);
-      return end_probability(search_->hypotheses(), states);
+      return end_probability(search_->hypotheses(), *Fusion::states(options_.language_model));
     };
     if (options_.endpoint) endpoint_ = endpointer_.advance(frames.log_probs.data(), all, vocab(), end_of_sentence);
     if (endpoint_) {

@@ -192,7 +192,10 @@ class Stream {
   std::optional<Request> next(bool all) {
     for (;;) {
       if (is_cancelled_) fail<Cancelled>(kCancelled);
-      if (std::optional<Request> request = source_.next()) return request;
+      if (std::optional<Request> request = source_.next()) {
+        has_news_ = true;
+        return request;
+      }
       if (!all && has_taken_) return std::nullopt;
       std::unique_lock<std::mutex> lock(changing_);
       const int rate = rate_;
@@ -202,6 +205,7 @@ class Stream {
       lock.unlock();
       has_taken_ = true;
       is_ended_ = !samples;
+      has_news_ |= is_ended_;
       if (is_ended_) source_.finish();
       else source_.accept(rate, samples->data(), samples->size());
     }
@@ -231,7 +235,7 @@ class Stream {
   }
 
   static void decode_claimed(const std::vector<Stream*>& streams, bool all = true) {
-    for (Stream* stream : streams) stream->has_taken_ = false;
+    for (Stream* stream : streams) stream->has_taken_ = stream->has_news_ = false;
     for (;;) {
       Jobs jobs;
       for (Stream* stream : streams) {
@@ -249,7 +253,7 @@ class Stream {
     }
     std::exception_ptr failure;
     for (Stream* stream : streams) {
-      if (stream->has_taken_) stream->failing([&] { stream->publish(); });
+      if (stream->has_news_) stream->failing([&] { stream->publish(); });
       if (!failure) failure = stream->locked([&] { return stream->failure_; });
     }
     if (failure) std::rethrow_exception(failure);
@@ -346,7 +350,8 @@ class Stream {
   StreamState source_;
   Caches caches_;
   Vad::Past past_;
-  bool has_taken_ = false, is_ended_ = false;  // whether audio was taken since decoding began, and whether the end was taken
+  bool has_taken_ = false, has_news_ = false;  // whether audio was taken, or results may have changed, since decoding began
+  bool is_ended_ = false;                      // whether the end of the input was taken
 
   mutable std::mutex changing_;  // protects the remaining members
   std::condition_variable changed_;

@@ -158,11 +158,16 @@ inline std::optional<double> parse_number(std::string_view text) {
 
 /// Format a number with at most `num_digits` significant digits, whatever the locale.
 inline std::string decimal_text(double value, int num_digits) {
+#ifdef __cpp_lib_to_chars
+  std::array<char, 32> text;
+  return {text.data(), std::to_chars(text.data(), text.data() + text.size(), value, std::chars_format::general, num_digits).ptr};
+#else
   std::ostringstream stream;
   stream.imbue(std::locale::classic());
   stream.precision(num_digits);
   stream << value;
   return stream.str();
+#endif
 }
 
 /// Format a number for messages: integers without a decimal point, other numbers with at most nine significant digits.

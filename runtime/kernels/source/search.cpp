@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <exception>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -31,37 +30,9 @@ struct Holding : Handle {
   explicit Holding(Content given) : content(std::move(given)) {}
 };
 
-// A language model, and the states of ended searches, which later searches reuse.
-struct Model {
-  static constexpr size_t kMostIdle = 4, kMostStates = 1 << 14;
-
-  std::shared_ptr<const Fusion> fusion;
-  std::mutex mutex;
-  std::vector<std::unique_ptr<FusionStates>> idle;
-
-  explicit Model(std::shared_ptr<const Fusion> given) : fusion(std::move(given)) { idle.reserve(kMostIdle); }
-
-  std::unique_ptr<FusionStates> take() {
-    const std::lock_guard<std::mutex> lock(mutex);
-    if (idle.empty()) return std::make_unique<FusionStates>(fusion);
-    auto states = std::move(idle.back());
-    idle.pop_back();
-    return states;
-  }
-
-  void give_back(std::unique_ptr<FusionStates> states) {
-    const std::lock_guard<std::mutex> lock(mutex);
-    if (idle.size() < kMostIdle && states->size() <= kMostStates) idle.push_back(std::move(states));
-  }
-
-  static std::shared_ptr<FusionStates> lend(const std::shared_ptr<Model>& model) {
-    return {model->take().release(), [model](FusionStates* states) { model->give_back(std::unique_ptr<FusionStates>(states)); }};
-  }
-};
-
 using HotwordsHandle = Holding<std::shared_ptr<const ContextGraph>>;
 using GrammarHandle = Holding<std::shared_ptr<const PhraseGraph>>;
-using ModelHandle = Holding<std::shared_ptr<Model>>;
+using ModelHandle = Holding<std::shared_ptr<const Fusion>>;
 using SearchHandle = Holding<std::unique_ptr<CtcSearch>>;
 
 thread_local std::string last_error;
@@ -127,7 +98,7 @@ U2MOE_EXPORT Handle* u2moe_search_fusion(const char* tokens, const char* words, 
     Ngrams ngrams(lines_of(words), {num_children, num_children + num_nodes}, {word, word + num_nodes}, {log_prob, log_prob + num_nodes},
                   {backoff, backoff + num_nodes}, "language model");
     const Vocabulary vocabulary = Vocabulary::parse(tokens, "vocabulary");
-    return new ModelHandle(std::make_shared<Model>(std::make_shared<Fusion>(std::move(ngrams), options, vocabulary, "language model")));
+    return new ModelHandle(std::make_shared<const Fusion>(std::move(ngrams), options, vocabulary, "language model"));
   });
 }
 
@@ -143,7 +114,7 @@ U2MOE_EXPORT Handle* u2moe_search_grammar(const char* tokens, const char* const*
 U2MOE_EXPORT Handle* u2moe_search_begin(size_t beam_size, int blank, double blank_penalty, Handle* hotwords, Handle* model, Handle* grammar) {
   return guarded([&]() -> Handle* {
     const auto context = hotwords ? static_cast<HotwordsHandle*>(hotwords)->content : nullptr;
-    const auto states = model ? Model::lend(static_cast<ModelHandle*>(model)->content) : nullptr;
+    const auto states = model ? Fusion::states(static_cast<ModelHandle*>(model)->content) : nullptr;
     const auto graph = grammar ? static_cast<GrammarHandle*>(grammar)->content : nullptr;
     return new SearchHandle(std::make_unique<PrefixBeamSearch>(beam_size, blank, context, states, blank_penalty, graph));
   });
