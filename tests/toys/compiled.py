@@ -71,7 +71,7 @@ class Library:
 
     def __init__(self, factory, sanitizers=""):
         root = factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else factory.getbasetemp()
-        self.sanitizers, self.folder = sanitizers, root / f"cpp-{sanitizers}"
+        self.sanitizers, self.folder = sanitizers, root / f"cpp-{sanitizers[:6]}"  # linker options end at a comma
         self.prefix, self.programs = self.folder / "prefix", self.folder / "programs"
         # the thread sanitizer needs addresses that the kernel may use otherwise
         self.wrapper = ["setarch", "-R"] if sanitizers == THREADS else []
