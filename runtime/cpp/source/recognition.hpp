@@ -408,7 +408,9 @@ class Recognition {
 
   // If an utterance that ends within speech has at least two words, move its end to a gap between two of them.
   void cut(const Floats& log_probs) {
-    Hypothesis best = search_->hypotheses(1)[0];
+    std::vector<Hypothesis> found = search_->hypotheses(1);
+    if (found.empty()) return;  // of a grammar, if the beam is too small for it
+    Hypothesis& best = found[0];
     hear(best);
     const auto num = find_cut(*vocabulary_, best.tokens, log_probs, vocab(), m().blank);
     if (!num) return;
