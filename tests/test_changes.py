@@ -41,6 +41,7 @@ def broken(small_bundle, tmp_path_factory):
     return rewritten_bundle(small_bundle, tmp_path_factory.mktemp("broken") / "it", add_outlier)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_recordings", [True, False])
 def test_a_broken_bundle_is_told_and_repaired_by_the_command_that_is_named(
     has_recordings, broken, recordings, tmp_path, capsys, monkeypatch

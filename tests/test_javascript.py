@@ -19,7 +19,7 @@ from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, Recogni
 from u2moe.runtime.bundle.manifest_file import format_manifest, parse_manifest
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 
-pytestmark = needs_node
+pytestmark = [needs_node, pytest.mark.slow]
 GOLDEN = Path(__file__).parent / "golden"
 
 
@@ -225,7 +225,6 @@ def test_misuse_damaged_files_and_outputs_of_unexpected_shapes_are_refused_by_na
         assert message.startswith(expected), call
 
 
-@pytest.mark.slow
 @needs_onnxruntime_web
 def test_types_describe_the_module():
     """In a page, which has no types of Node."""

@@ -7,7 +7,7 @@ import pytest
 from browsing import BROWSER, WEB, needs_node, needs_onnxruntime_web, run_module
 from manifests import flipped
 
-pytestmark = [needs_node, needs_onnxruntime_web]
+pytestmark = [needs_node, needs_onnxruntime_web, pytest.mark.slow]
 
 CALLS = Path(__file__).parent / "javascript" / "calls.mjs"
 SCRIPTS = {

@@ -86,6 +86,7 @@ OTHERS = (
 """Encoders with frame rates, caches, attention and positions that the golden networks lack."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize(("multiple", "left"), [pytest.param(1, 3, marks=pytest.mark.endurance), (5, 1)])
 def test_other_encoders(name, multiple, left, exported, tmp_path):

@@ -139,6 +139,7 @@ MINIFIED = {
 
 @needs_chromium
 @needs_onnxruntime_web
+@pytest.mark.slow
 def test_errors_keep_their_class_and_name_in_a_minified_bundle(new_page, ort_bundle, tmp_path):
     """Errors also pass through a worker."""
     site, sources = tmp_path / "site", tmp_path / "sources"

@@ -16,6 +16,7 @@ from u2moe.runtime.model.encoder import Windows
 from u2moe.runtime.model.features import fbank
 
 
+@pytest.mark.slow
 def test_attackers_must_outlive_the_speakers(monkeypatch):
     monkeypatch.setattr(hostile, "_AHEAD_S", 0.0)
     with hostile.meanwhile(hostile.burn, [0], 19):
