@@ -10,7 +10,8 @@ COMPILER := $(shell command -v $(CXX))
 NPM := $(shell command -v npm)
 BROWSER = examples/browser
 NODE_MODULES = $(BROWSER)/node_modules/.package-lock.json
-WORKERS = -n $(shell $(PYTHON) -c "import os; print(1 + os.cpu_count())") --dist loadfile --no-loadscope-reorder
+BY_FILE = --dist loadfile --no-loadscope-reorder
+WORKERS = -n $(shell $(PYTHON) -c "import os; print(1 + os.cpu_count())") $(BY_FILE)
 # The kernels' library also contains the search of the C++ runtime.
 KERNELS = $(shell git ls-files runtime/kernels runtime/cpp/include runtime/cpp/source)
 # C++, JavaScript and the demo model are separate distributions; the server's page uses JavaScript's microphone.
@@ -78,7 +79,7 @@ unit: .venv/ready $(if $(COMPILER),.venv/kernels) $(if $(NPM),$(NODE_MODULES))
 
 fast: .venv/ready $(if $(COMPILER),.venv/kernels)
 	@$(if $(COMPILER),,echo "NO COMPILER: skipping the kernels' tests, which also check tables shared with Python")
-	.venv/bin/pytest $(WORKERS) -m 'not slow and not endurance' --ignore tests/server
+	.venv/bin/pytest -n logical $(BY_FILE) -m 'not slow and not endurance' --ignore tests/server --ignore tests/endurance
 
 # The runtime with the lowest versions that it supports.
 oldest: .venv-oldest/ready

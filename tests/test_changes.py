@@ -165,6 +165,7 @@ def test_a_calibration_is_kept_for_other_recipes(small_bundle, recordings, tmp_p
     assert (tmp_path / "kept.npz.damage.jsonl").stat().st_size > 0  # for other limits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--recipe", "fp16"], ["--recipe", "int4", "--calibrate", "LIST"]])
 def test_a_dry_run_says_the_sizes_that_are_written(options, small_bundle, recordings, tmp_path, capsys):
     source, out = small_bundle.path, tmp_path / "out"

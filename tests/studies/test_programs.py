@@ -84,6 +84,7 @@ def test_one_part_is_kept_when_the_other_is_measured(monkeypatch, study):
     assert shown["speed.kernels"] in ("native kernels", "onnxruntime alone")
 
 
+@pytest.mark.slow
 def test_variants_are_compared_with_the_float_graph(small_bundle, clips, tmp_path, monkeypatch, study):
     """Variants of onnxruntime. Missing environments are skipped, compile errors reported, and work is kept."""
     files, work = sorted(clips.glob("*.wav")), tmp_path / "work"
