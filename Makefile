@@ -55,7 +55,7 @@ processors: .venv/ready
 	ONEDNN_MAX_CPU_ISA=AVX512_CORE .venv/bin/pytest $(WORKERS) $(NUMBERS)
 
 # Run before every commit: two minutes of processor time once the environment and the kernels are built. `make test` also runs
-# the server's tests and those marked slow.
+# tests/server, tests/endurance and the tests marked slow.
 check: lint types fast
 
 lint: .venv/ready

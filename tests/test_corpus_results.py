@@ -59,6 +59,7 @@ def test_scores_by_speaker_and_field_and_intervals_of_resampled_utterances(resul
     rng = np.random.default_rng(1)
     errors, lengths = rng.binomial(10, 0.2, 400), np.full(400, 10)
     group = GroupScore()
+    assert group.interval() == (0.0, 0.0)  # without words
     for number in range(400):
         group.add(int(errors[number]), int(lengths[number]))
     drawn = rng.integers(0, 400, (1000, 400))
