@@ -447,16 +447,16 @@ void use_each(const char* recording, char** bundles) {
   }
 }
 
-// Print whether a second search gets states of its own, and whether a later one gets those of an ended search.
+// Print whether a search gets the states of an ended one, and whether a search at the same time gets new ones.
 void print_states() {
   const core::Vocabulary vocabulary = core::Vocabulary::parse("<blank> 0\n▁A 1\n", "vocabulary");
   core::Ngrams ngrams = core::Ngrams::parse("\\data\\\nngram 1=1\n\\1-grams:\n-1 A\n\\end\\\n", "model");
   const auto fusion = std::make_shared<const core::Fusion>(std::move(ngrams), core::LanguageModelOptions(), vocabulary, "model");
-  auto first = core::Fusion::states(fusion);
-  const auto second = core::Fusion::states(fusion);
-  const core::FusionStates* const ended = first.get();
-  first.reset();
-  std::printf("%d %d", second.get() != ended, core::Fusion::states(fusion).get() == ended);
+  auto ended = core::Fusion::states(fusion);
+  ended->advance(*ended->start(), 1);
+  ended.reset();
+  const auto later = core::Fusion::states(fusion), other = core::Fusion::states(fusion);
+  std::printf("%d %d", later->size() > 0, other->size() == 0);
 }
 
 // Print whether each file is JSON, or its error.
