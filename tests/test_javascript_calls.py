@@ -126,3 +126,12 @@ def test_a_thread_of_node_recognises_as_the_program_does(found):
         assert message.startswith(start)
     assert refused == "serve must be called in a worker"
     assert no_url == "TypeError: source must be a URL: a worker cannot be sent functions"
+
+
+def test_a_stream_of_a_worker_that_is_reset_is_like_a_new_one_at_once(found):
+    assert found["lateEvents"] == [["before", "after"], "", []]
+
+
+def test_samples_of_another_context_are_recognised_and_transferred_ones_refused(found):
+    """A transcription copies 16-bit samples first."""
+    assert found["foreignSamples"] == [[True, True], ["TypeError", None, "TypeError", "TypeError"]]

@@ -17,11 +17,10 @@ export function checkRate(rate) {
  * @throws AudioError `samples` is neither a Float32Array nor an Int16Array.
  */
 export function floats(samples) {
-  if (samples instanceof Float32Array) return samples;
-  if (!(samples instanceof Int16Array)) throw new AudioError(`samples must be a Float32Array in [-1, 1] or an Int16Array, got ${tag(samples)}`);
-  const found = new Float32Array(samples.length); // `from` would allocate an object for each sample
-  for (let index = 0; index < samples.length; index += 1) found[index] = samples[index] / 32768;
-  return found;
+  const kind = tag(samples); // not `instanceof`: an array of a frame has other classes
+  if (kind === '[object Float32Array]') return samples.subarray(); // throws a TypeError if its memory was transferred
+  if (kind !== '[object Int16Array]') throw new AudioError(`samples must be a Float32Array in [-1, 1] or an Int16Array, got ${kind}`);
+  return new Float32Array(samples.subarray()).map((sample) => sample / 32768); // `from` would allocate an object for each sample
 }
 
 /** Return the content of a file as a Uint8Array. `name` describes the content in messages. */

@@ -54,12 +54,12 @@ export class Stream extends EventTarget {
 export class Streaming {
   async transcribe(samples, sampleRate = this.sampleRate, { signal, ...options } = {}) {
     checkRate(sampleRate);
-    const all = floats(samples), segments = [];
+    const all = floats(samples), num = all.length, segments = []; // `length` is 0 after a transfer
     let stream;
     const transcribe = async () => {
       stream = this.createStream(options);
       stream.addEventListener('final', ({ detail }) => segments.push(detail));
-      for (let start = 0; start < all.length && !signal?.aborted; start += sampleRate) {
+      for (let start = 0; start < num && !signal?.aborted; start += sampleRate) {
         await stream.acceptWaveform(sampleRate, all.subarray(start, start + sampleRate));
       }
       if (!signal?.aborted) await stream.inputFinished();

@@ -122,16 +122,11 @@ class Connection {
   }
 
   #take({ id, value, error, progress, object, type, detail }) {
-    if (object) {
-      this.#streams.get(object)?.deref()?.take(type, type === 'error' ? unpacked(detail) : detail);
-    } else if (progress) {
-      this.#calls.get(id)?.onProgress?.(progress);
-    } else {
-      const call = this.#calls.get(id);
-      this.#calls.delete(id);
-      if (error) call?.reject(unpacked(error));
-      else call?.resolve(value);
-    }
+    const call = this.#calls.get(id), source = this.#streams.get(object)?.deref();
+    if (object) return source?.numResets || source?.take(type, type === 'error' ? unpacked(detail) : detail);
+    if (progress) return call?.onProgress?.(progress);
+    this.#calls.delete(id);
+    return error ? call?.reject(unpacked(error)) : call?.resolve(value);
   }
 }
 
@@ -178,14 +173,15 @@ export class Recognizer extends Streaming {
   }
 }
 
+const nothing = () => ({ text: '', isFinal: false, segment: 0, start: 0, end: 0, confidence: 0, score: 0, tokens: [], times: [],
+  words: [], nbest: [], committed: '', numCommitted: 0, committedEnd: 0, revised: 0, phrases: [] });
+
 /** A source of a `Stream`, recognised in the worker. `discard` resets this object and returns it as the next source. */
 class Source {
   #object;
   #created;
-  result = {
-    text: '', isFinal: false, segment: 0, start: 0, end: 0, confidence: 0, score: 0, tokens: [], times: [], words: [], nbest: [],
-    committed: '', numCommitted: 0, committedEnd: 0, revised: 0,
-  };
+  result = nothing();
+  numResets = 0; // those that the worker has not answered; until then, its events are of the previous source
 
   constructor(connection, emit, options, model) {
     Object.assign(this, { connection, emit });
@@ -209,7 +205,10 @@ class Source {
   }
 
   discard() {
-    this.#call('reset', []).catch(() => {});
+    const done = () => { this.numResets -= 1; };
+    this.numResets += 1;
+    this.result = nothing();
+    this.#call('reset', []).then(done, done);
     return this;
   }
 

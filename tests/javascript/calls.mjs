@@ -362,6 +362,48 @@ const threads = async () => {
   ];
 };
 
+// A worker may send events of a source that is already reset: they came too late.
+const lateEvents = async () => {
+  const { Recognizer: Threaded } = await part('worker.js'), asked = [], texts = [];
+  let take = null;
+  const on = (type, listener) => { if (type === 'message') take = listener; };
+  const answer = (value) => take({ id: asked.shift().id, value });
+  const loading = Threaded.fromBundle('file:///none/', { worker: { on, postMessage: (message) => asked.push(message), terminate() {} } });
+  answer({ sampleRate: 16000 });
+  const stream = (await loading).createStream(), [object] = asked[0].args, first = stream.result;
+  const send = (text) => take({ object, type: 'partial', detail: { text } });
+  stream.addEventListener('partial', ({ detail }) => texts.push(detail.text));
+  answer();
+  send('before');
+  stream.reset();
+  stream.reset();
+  send('late');
+  answer();
+  await turn();
+  send('also late');
+  const { text } = stream.result;
+  answer();
+  await turn();
+  send('after');
+  return [texts, text, first.phrases];
+};
+
+// Samples of another context, as of a frame, are recognised. Those whose memory was transferred are refused, even later.
+const foreignSamples = async () => {
+  const { runInNewContext } = await import('node:vm');
+  const recognizer = await Recognizer.fromBundle(source, { ort }), own = Int16Array.from(input.samples);
+  const texts = async (samples) => JSON.stringify(await recognizer.transcribe(samples));
+  const [Floats, Shorts] = runInNewContext('[Float32Array, Int16Array]'), float = Float32Array.from(own, (sample) => sample / 32768);
+  const expected = await texts(own), isSame = [await texts(Floats.from(float)) === expected, await texts(Shorts.from(own)) === expected];
+  const refusals = [];
+  for (const samples of [own, float]) {
+    const during = samples.slice(), running = caught(recognizer.transcribe(during));
+    for (const each of [during, samples]) structuredClone(each, { transfer: [each.buffer] });
+    refusals.push((await caught(recognizer.transcribe(samples)))?.name, (await running)?.name ?? null);
+  }
+  return [isSame, refusals];
+};
+
 const outcome = (call) => call().catch(({ stack }) => stack); // the test then shows it
 console.log(JSON.stringify({
   loadingFromUrl: await outcome(loadingFromUrl),
@@ -374,4 +416,6 @@ console.log(JSON.stringify({
   ]),
   otherErrors: await outcome(otherErrors),
   threads: await outcome(threads),
+  lateEvents: await outcome(lateEvents),
+  foreignSamples: await outcome(foreignSamples),
 }));
