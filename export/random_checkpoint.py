@@ -240,8 +240,7 @@ def _tensor(name: str, shape: tuple[int, ...], seed: int, *, around_zero: bool) 
         gain = next((gain for ending, gain in GAINS.items() if name.endswith(ending)), 1.0)
         if name.startswith("encoder.embed.") and shape[1] > 1:
             # opposite pairs cancel the mean of ReLU's outputs, which would hide the differences between frames
-            pairs = values.view(shape[0], shape[1] // 2, 2, -1)
-            pairs[:, :, 1] = -pairs[:, :, 0]
+            values[:, 1::2] = -values[:, : shape[1] // 2 * 2 : 2]
         return values.mul_(gain * math.sqrt(3 / math.prod(shape[1:])))
     if name.endswith(".weight"):  # normalisation
         return values.mul_(0.3).add_(0 if around_zero else 1)

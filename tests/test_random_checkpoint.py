@@ -162,6 +162,12 @@ def test_weights_are_those_of_the_random_checkpoint(export_quickly, tmp_path):
     assert other.manifest.files["encoder.onnx"] != made.manifest.files["encoder.onnx"]
 
 
+def test_weights_of_the_front_end_are_opposite_pairs_and_the_last_of_an_odd_number_is_alone(tmp_path):
+    write_random_checkpoint(tmp_path, random_config(encoder_conf={"input_layer": "linear"}, num_mel_bins=23))
+    weight = torch.load(tmp_path / "final.pt", weights_only=True)["encoder.embed.out.0.weight"]
+    assert torch.equal(weight[:, 1::2], -weight[:, :22:2])
+
+
 MEMORY = """
 import resource, sys
 from pathlib import Path
