@@ -27,6 +27,7 @@ from browsing import opened_pages
 from corpora import ToyChoice, write_corpus
 from feeding import OPTIONS
 from hypothesis import HealthCheck, settings
+from packed import read_arrays
 from tones import toy_recognizer
 
 from u2moe.runtime import Bundle, BundleWriter, Recognizer, SessionSettings
@@ -78,8 +79,7 @@ class Golden:
         self.path = GOLDEN / name
         self.results = json.loads(gzip.decompress((self.path / "reference.json.gz").read_bytes()))
         self.features = golden_features()
-        with np.load(self.path / "reference.npz") as arrays:
-            self.arrays = GoldenArrays(arrays)
+        self.arrays = GoldenArrays(read_arrays(self.path / "reference.npy.xz"))
 
     def cases(self):
         """Yield utterance, mode ("full" or "stream16_L") and WeNet's results."""

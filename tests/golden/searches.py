@@ -1,4 +1,4 @@
-"""Computes `reference.npz` and `reference.json.gz` with WeNet's own code: python searches.py WENET, see README.md.
+"""Computes `reference.npy.xz` and `reference.json.gz` with WeNet's own code: python searches.py WENET, see README.md.
 Existing files are compared, not written."""
 
 import gzip
@@ -14,6 +14,7 @@ FOLDER = Path(__file__).resolve().parent
 sys.path += [str(FOLDER), str(FOLDER.parent / "toys")]
 
 import wenet_model  # noqa: E402 - in the folders above
+from packed import read_arrays, write_arrays  # noqa: E402
 from wenet_directories import write_golden  # noqa: E402
 
 MODES = {"full": None, "stream16_-1": -1, "stream16_4": 4, "stream16_1": 1, "stream16_0": 0}
@@ -88,15 +89,14 @@ def make(name):
         for utterance in ("u300", "u131", "u67", "u15"):
             own, results[utterance] = references(model, features[utterance].astype(np.float32))
             arrays |= {f"{utterance}/{key}": value for key, value in own.items()}
-    path = FOLDER / name / "reference.npz"
+    path, texts = (FOLDER / name / f"reference.{kind}" for kind in ("npy.xz", "json.gz"))
     if not path.exists():
-        np.savez_compressed(path, **distinct(arrays))
+        write_arrays(path, distinct(arrays))
         text = json.dumps(results, separators=(",", ":"))
-        path.with_suffix(".json.gz").write_bytes(gzip.compress(f"{text}\n".encode(), mtime=0))
+        texts.write_bytes(gzip.compress(f"{text}\n".encode(), mtime=0))
         return f"{name}: written, {path.stat().st_size} and {len(text)} bytes"
-    known = json.loads(gzip.decompress(path.with_suffix(".json.gz").read_bytes()))
-    with np.load(path) as stored:
-        furthest = difference(dict(stored), distinct(arrays))
+    known = json.loads(gzip.decompress(texts.read_bytes()))
+    furthest = difference(read_arrays(path), distinct(arrays))
     return f"{name}: {furthest:.2g} and {difference(known, results):.2g} from the files"
 
 

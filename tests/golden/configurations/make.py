@@ -13,6 +13,7 @@ FOLDER = Path(__file__).resolve().parent
 sys.path += [str(FOLDER.parent), str(FOLDER.parents[1] / "toys")]
 
 import wenet_model  # noqa: E402 - in the folders above
+from packed import read_arrays, write_arrays  # noqa: E402
 from wenet_directories import CONFIGURATIONS, digest, write_configuration  # noqa: E402
 
 FRAMES, CTC_FRAMES = 99, 4
@@ -27,14 +28,14 @@ def make(name, digests):
     with np.load(FOLDER / "features.npz") as features:
         results = wenet_model.outputs(model, features[f"mel_{input_size(name)}"].astype(np.float32))
     results["ctc_log_probs"] = results["ctc_log_probs"][:CTC_FRAMES]
-    path = FOLDER / f"{name}.npz"
+    path = FOLDER / f"{name}.npy.xz"
     if not path.exists():
-        np.savez_compressed(path, **results)
+        write_arrays(path, results)
         return f"{name}: written, {path.stat().st_size} bytes"
-    with np.load(path) as known:
-        if set(known.files) != set(results):
-            return f"{name}: DIFFERS: has {sorted(known.files)}, now {sorted(results)}"
-        return f"{name}: {max(float(np.abs(known[key] - results[key]).max()) for key in results):.2g} from the file"
+    known = read_arrays(path)
+    if set(known) != set(results):
+        return f"{name}: DIFFERS: has {sorted(known)}, now {sorted(results)}"
+    return f"{name}: {max(float(np.abs(known[key] - results[key]).max()) for key in results):.2g} from the file"
 
 
 def input_size(name):

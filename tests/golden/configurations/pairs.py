@@ -119,7 +119,7 @@ def pairs_of(arguments):
 
 def proved_pairs():
     """Return the pairs of all configurations that have outputs of WeNet."""
-    known = [name for name in CONFIGURATIONS if (FOLDER / f"{name}.npz").exists()]
+    known = [name for name in CONFIGURATIONS if (FOLDER / f"{name}.npy.xz").exists()]
     return frozenset().union(*(pairs_of({"vocab_size": 31, **CONFIGURATIONS[name]}) for name in known))
 
 
