@@ -7,7 +7,7 @@ import runpy
 from pathlib import Path
 
 import pytest
-from conformance import COMPUTED, FOLDER, assert_same, clips, load, recognized_case
+from conformance import COMPUTED, assert_same, clips, load, recognized_case, text_of
 
 from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, LanguageModelOptions, Recognizer, VadOptions
 from u2moe.runtime.bundle_location import DEMO_FOLDER
@@ -29,7 +29,7 @@ def test_other_languages_have_what_python_declares_and_every_option_a_case():
     for file, content in runpy.run_path(str(ROOT / "runtime" / "cpp" / "declared.py"))["written"]().items():
         assert file.read_text(encoding="utf-8") == content, file
     kinds = (EndpointConfig, EndpointRule, LanguageModelOptions, VadOptions)
-    cases = "".join(file.read_text(encoding="utf-8") for file in FOLDER.glob("*.json"))
+    cases = "".join(map(text_of, (*COMPUTED, "recordings", "defaults")))
     assert [field.name for kind in kinds for field in dataclasses.fields(kind) if f'"{field.name}":' not in cases] == []
     searches = {case["search"] for case in load("search")["cases"]}
     searches |= {case["options"].get("search", "attention_rescoring") for case in load("recordings")["cases"]}

@@ -7,7 +7,8 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "toys"))
-from conformance import COMPUTED, FOLDER, load
+from conformance import COMPUTED, FOLDER, PACKED, load
+from packed import write_text
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
@@ -18,4 +19,9 @@ if __name__ == "__main__":
             cases = [json.dumps(each, ensure_ascii=False, separators=(",", ":")) for each in content.pop("cases")]
             shared = [f" {json.dumps(name)}: {json.dumps(each, ensure_ascii=False)}," for name, each in content.items()]
             text = "\n".join(["{", *shared, ' "cases": [\n  ' + ",\n  ".join(cases) + "\n ]", "}", ""])
-            (FOLDER / f"{kind}.json").write_text(text, encoding="utf-8")
+            file = FOLDER / f"{kind}.json"
+            if kind in PACKED:
+                write_text(FOLDER / f"{kind}.json.xz", text)
+                file.unlink(missing_ok=True)
+            else:
+                file.write_text(text, encoding="utf-8")

@@ -152,7 +152,7 @@ def test_musl_computes_the_cases_as_python(tmp_path):
     folders = [f"-I{cpp / 'source'}", f"-I{cpp / 'include'}", "-o", tmp_path / "cases"]
     run(*command, *sources, *folders)
     for kind in conformance.COMPUTED:
-        found = run(tmp_path / "cases", kind, conformance.FOLDER / f"{kind}.json")
+        found = run(tmp_path / "cases", kind, conformance.unpacked(kind, tmp_path))
         conformance.assert_same(kind, json.loads(found))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 from manifests import edited
+from packed import read_text
 from searches import SYMBOLS, VOCABULARY
 from tones import CONFIG, MANIFEST, ToySession
 
@@ -31,11 +32,27 @@ from u2moe.runtime.model.features import fbank
 from u2moe.runtime.model.model import TokenScores
 
 FOLDER = Path(__file__).parents[1] / "conformance"
+PACKED = ("search", "endpoint", "partials", "features", "padding", "resampling")
+"""Kinds whose cases are thousands of numbers, in `.json.xz`. `xz -d` makes a file to edit, which has precedence."""
+
+
+def text_of(kind):
+    """Return a file of cases as text."""
+    file = FOLDER / f"{kind}.json"
+    packed = kind in PACKED and not file.exists()
+    return read_text(FOLDER / f"{kind}.json.xz") if packed else file.read_text(encoding="utf-8")
 
 
 def load(kind):
     """Return the content of a file of cases."""
-    return json.loads((FOLDER / f"{kind}.json").read_text(encoding="utf-8"))
+    return json.loads(text_of(kind))
+
+
+def unpacked(kind, folder):
+    """Write a file of cases as text, and return its path."""
+    file = folder / f"{kind}.json"
+    file.write_text(text_of(kind), encoding="utf-8")
+    return file
 
 
 def frames_of(case):

@@ -9,6 +9,14 @@ FOUR_BYTES = {"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": 2**22, "lc": 0,
 """Filter for xz that separates the four bytes of float32 numbers. xz then saves a sixth instead of a tenth."""
 
 
+def read_text(path):
+    return lzma.decompress(path.read_bytes()).decode()
+
+
+def write_text(path, text):
+    path.write_bytes(lzma.compress(text.encode(), preset=9))
+
+
 def read_arrays(path):
     """Return the arrays of a file by name."""
     whole = np.load(io.BytesIO(lzma.decompress(path.read_bytes())))
