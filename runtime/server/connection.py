@@ -194,9 +194,8 @@ def added_text(before: Sequence[str], text: str) -> str:
 def read_samples(kind: str, data: bytes) -> npt.NDArray[Any]:
     """Read samples of a little-endian type such as "<i2". Raises RequestError if the last sample is incomplete."""
     stored = np.dtype(kind)
-    if len(data) % stored.itemsize:
-        needed = f"{8 * stored.itemsize}-bit samples need a multiple of {stored.itemsize} bytes"
-        raise RequestError(f"{needed}, got {len(data)}")
+    if len(data) % (size := stored.itemsize):
+        raise RequestError(f"{8 * size}-bit samples need a multiple of {size} bytes, got {len(data)}")
     return np.frombuffer(data, stored).astype(stored.newbyteorder("="), copy=False)
 
 

@@ -30,9 +30,7 @@ from u2moe.runtime.validation import checked_choice
 
 HTTP = "http"  # name of the main port, which serves HTTP and all WebSocket protocols
 _BACKLOG = 512
-_SYSTEM_BUFFER = 128 << 10
-"""Bytes that the system buffers in each direction. Clients that send faster than real time fill the buffer. It is small
-so that the server soon reads a ping that follows audio; otherwise the client could consider the server dead."""
+_SYSTEM_BUFFER = 128 << 10  # bytes in each direction; few, so that a ping behind audio is answered soon
 _FEW_CONNECTIONS = 1024
 _FOR_ALL = 0o666  # file mode of a Unix socket; the permissions of its folder decide who may use it
 _AFTER_STOP_S = 2.0  # maximum seconds to wait for running files when the server stops

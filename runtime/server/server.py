@@ -69,9 +69,7 @@ class Server:
             ws="websockets-sansio",
             ws_max_size=options.limits.message_bytes,
             ws_ping_interval=_PING_S,
-            # No timeout for pongs: if a client sends too fast, its pongs wait behind its audio. The idle timeout finds
-            # clients that have disconnected.
-            ws_ping_timeout=None,
+            ws_ping_timeout=None,  # pongs may wait behind audio; the idle timeout finds clients that have disconnected
             ws_per_message_deflate=False,
             lifespan="off",
             log_config=None,
@@ -192,8 +190,7 @@ class Server:
 
     async def _begin(self, connection: PacedConnection, speaks: str, accepted: socket.socket) -> None:
         """Pass a connection to its protocol."""
-        tls = self._config.ssl if connection.is_http else None
-        limit_s = None if tls is None else _HANDSHAKE_S
+        tls, limit_s = (self._config.ssl, _HANDSHAKE_S) if connection.is_http and self._config.ssl else (None, None)
         with contextlib.suppress(OSError):  # the TLS handshake failed
             if wait_s := connection.visit.wait_s(time.monotonic()):
                 await asyncio.sleep(wait_s)

@@ -34,8 +34,7 @@ _MOST_OPEN_S = 0.5  # seconds of work on an incomplete message; a long one takes
 _DEAF_BYTES = 64 << 10  # maximum bytes passed on after the end of a WebSocket; they may contain its close frame
 _PROBE = b"HTTP/1.1 100 Continue\r\n\r\n"  # HTTP/1.1 clients ignore it; the system of a lost client answers by a reset
 _REFUSAL = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-ANSWERS = ("http.response.start", "websocket.accept", "websocket.http.response.start")
-"""Types of messages that begin a response."""
+ANSWERS = ("http.response.start", "websocket.accept", "websocket.http.response.start")  # messages that begin a response
 _FORWARDED = ("can_write_eof", "get_write_buffer_size", "is_reading", "set_write_buffer_limits")
 """Methods of the transport that a newer inner protocol may call, and that a connection need not change."""
 _buffer = memoryview(bytearray(_MOST_BYTES))

@@ -14,11 +14,13 @@ from u2moe.runtime.server.connection import Connection, Protocol, converse, pars
 from u2moe.runtime.server.errors import RequestError, refusing
 from u2moe.runtime.server.models import REQUEST_OPTIONS
 from u2moe.runtime.server.scheduler import ServedStream
+from u2moe.runtime.validation import checked_object
 
 Encoding = Literal["pcm_s16le", "pcm_f32le"]
 _KINDS = {"pcm_s16le": "<i2", "pcm_f32le": "<f4"}
 _LONGEST_CHUNK_S = 5.0  # maximum length of a chunk, unless the server's are longer; others wait while it is encoded
 _LONGEST_SEGMENT_S = 60.0  # longest segment; its length determines memory and the time of the second pass
+_SEGMENT_S, _SILENCE_S = 1.0, 0.2  # shortest segment, silence after speech; one-frame segments take 12 times the work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +32,8 @@ class StreamRequest(Checked):
         encoding: encoding of the samples, which are little-endian.
         model: name of a model. None: the server's first.
         chunk_size: encoder frames per chunk, from the server's value up to 5 seconds of audio. None: the server's.
-        endpoint: rules that end segments, as in `EndpointConfig`. A minimum silence below 0.5 s may split words.
-            None: the server's.
+        endpoint: rules that end segments, as in `EndpointConfig`, after 1 s or, after speech, 0.2 s of silence at
+            least. Below 0.5 s, words may be split. None: the server's.
         partials: whether to send partial results.
         words: whether final results include words.
         nbest: maximum number of alternatives in a final result.
@@ -52,9 +54,7 @@ class StreamRequest(Checked):
     @refusing()
     def parse(cls, message: str | bytes) -> StreamRequest:
         """Parse the request in a message. Raises RequestError with the name of an invalid field."""
-        values = parse_object(message)
-        if unknown := values.keys() - OPTIONS.keys():
-            raise RequestError(f"unknown option {min(unknown)!r}: must be one of {', '.join(OPTIONS)}", min(unknown))
+        values = _known(parse_object(message), OPTIONS)
         decoding = {name: values.pop(name) for name in REQUEST_OPTIONS if name in values}
         if values.get("endpoint") is not None:
             values["endpoint"] = _parse_endpoint(values["endpoint"])
@@ -101,15 +101,25 @@ async def _write(connection: Connection, stream: ServedStream, request: StreamRe
             await connection.send(event)
 
 
+@refusing("endpoint")
 def _parse_endpoint(value: Any) -> EndpointConfig:
-    try:
-        rules: Any = {name: EndpointRule(**each) if isinstance(each, dict) else each for name, each in value.items()}
-        config = EndpointConfig(**rules)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise RequestError(f"endpoint: {error}", "endpoint") from error
+    rules = _known(checked_object("endpoint", value), options_of(EndpointConfig))
+    for name, rule in rules.items():
+        rules[name] = EndpointRule(**_known(rule, options_of(EndpointRule))) if isinstance(rule, dict) else rule
+    config = EndpointConfig(**rules)
     if config.rule3 is None or config.rule3.min_utterance_length > _LONGEST_SEGMENT_S:
         raise RequestError(f"rule3 must end segments after at most {_LONGEST_SEGMENT_S:g} seconds", "endpoint")
+    for number, rule in config.rules:
+        least_s = _SILENCE_S if rule.must_contain_nonsilence else _SEGMENT_S
+        if rule.min_utterance_length < _SEGMENT_S and rule.min_trailing_silence < least_s:
+            raise ValueError(f"rule{number} must wait {_SEGMENT_S:g} s or, after speech, {_SILENCE_S:g} s of silence")
     return config
+
+
+def _known(values: dict[str, Any], options: Mapping[str, object]) -> dict[str, Any]:
+    if unknown := values.keys() - options.keys():
+        raise RequestError(f"unknown option {min(unknown)!r:.80}: must be one of {', '.join(options)}", min(unknown))
+    return values
 
 
 def _tell_error(error: Exception) -> dict[str, Any]:

@@ -17,8 +17,7 @@ async def run(connection: Connection) -> None:
 
     The sample rate, model and phrases of a configuration apply to the next stream. Other settings apply immediately.
     """
-    config, restricted = _DEFAULT, None
-    stream = None
+    config, restricted, stream = _DEFAULT, None, None
     while True:
         finals: list[Result] = []
         message = await connection.receive()

@@ -65,7 +65,7 @@ class _Client:
     async def run(self) -> None:
         while (event := await self._receive()) is not None:
             kind, data = event
-            match kind:
+            match kind:  # others are of a newer version, or for another service
                 case "describe":
                     await self.send("info", **_info(self._service))
                 case "ping":
@@ -79,8 +79,6 @@ class _Client:
                     return
                 case "audio-stop":
                     raise RequestError("expected audio before 'audio-stop'")
-                case _:  # event of a newer version, or for another service
-                    pass
 
     def _choose(self, data: dict[str, Any]) -> ServedModel:
         """Return the model that the client names, or else the first for the client's language, or else the default."""
