@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
+from damaged_audio import encoded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from u2moe.runtime.audio.arrays import Resampler, as_samples
+from u2moe.runtime.audio.arrays import Resampler, as_samples, convert
 from u2moe.runtime.audio.files import find_audio
 from u2moe.runtime.audio.raw import RawAudio
 from u2moe.runtime.audio.reading import duration_of, read_audio, read_blocks
@@ -85,6 +86,7 @@ def test_arrays_and_raw_audio_of_a_device_that_has_nothing_yet():
     assert as_samples([]).shape == (0,)
     np.testing.assert_array_equal(as_samples(np.array([-32768, 16384], np.int16)), [-1.0, 0.5])
     assert as_samples(np.array([0.25], np.float16)).dtype == np.float32
+    assert len(np.concatenate(list(convert(np.zeros(RATE), np.float16(RATE), 8000)))) == 8000
     # As in `io.RawIOBase`, None means "nothing yet", and empty bytes mean the end
     portions = iter([None, b"\1\0", None, b"\2\0", b""])
     audio = RawAudio(file=SimpleNamespace(read=lambda _: next(portions)), sample_rate=RATE)
@@ -114,7 +116,7 @@ def test_arrays_that_are_refused(samples, message):
         as_samples(samples)
 
 
-@pytest.mark.parametrize("rate", [0, -1, 999, 1e9, float("nan"), "16000", True, [16_000]])
+@pytest.mark.parametrize("rate", [0, -1, 999, 1e9, float("nan"), "16000", True, [16_000], np.float16(np.inf)])
 def test_rates_that_are_refused(rate):
     with pytest.raises(AudioError, match="sample rate"):
         Resampler(rate, RATE)
@@ -178,9 +180,24 @@ def test_a_wav_that_states_no_audio_or_too_much_is_read_to_its_end(tmp_path):
             assert duration_of(tmp_path / "odd.wav") == (5 << 30) / 2 / RATE
     content[position : position + 4] = bytes(4)
     # Really without audio, because another chunk follows, or the file ends
-    for rest in (b"LIST\4\0\0\0INFO", b""):
+    for rest in (b"LIST\4\0\0\0INFO", b"TAG" + bytes(125), b""):
         (tmp_path / "empty.wav").write_bytes(content[: position + 4] + rest)
         assert len(read_audio(tmp_path / "empty.wav", RATE)) == 0
+
+
+@pytest.mark.parametrize(("form", "mark", "place", "num_bytes"), [
+    ("WAV", b"data", 4, 4), ("RF64", b"ds64", 16, 8), ("AIFF", b"SSND", 4, 4), ("AU", b".snd", 8, 4),
+    ("FLAC", b"fLaC", 22, 4),
+])  # fmt: skip
+def test_a_header_that_states_too_little_loses_nothing(form, mark, place, num_bytes):
+    """A recorder updated its header from time to time, and then crashed; or files in a row."""
+    content = bytearray(encoded(tone(RATE), RATE, form, "PCM_16"))
+    whole, begin = read_audio(bytes(content), RATE), content.index(mark) + place
+    for stated in (1, RATE // 2, RATE - 10):
+        few = stated if form == "FLAC" else 2 * stated
+        content[begin : begin + num_bytes] = few.to_bytes(num_bytes, "little" if form in ("WAV", "RF64") else "big")
+        with pytest.warns(AudioWarning, match="bytes: its header states no audio or too little"):
+            assert np.array_equal(read_audio(bytes(content), RATE), whole)
 
 
 @pytest.mark.parametrize("suffix", ["wav", "aiff", "au", "w64", "rf64", "ogg", "opus", "mp3"])

@@ -203,9 +203,11 @@ def test_raw_audio_from_standard_input_as_it_comes_with_channels_and_a_track_of_
         monkeypatch.setattr(sys, "stdin", None)
         assert transcribe(bundle, *(arguments or ["--raw", "s16le:16000"])) == 1
         assert "standard input is closed" in capsys.readouterr().err
-    (tmp_path / "a.pcm").write_bytes(np.stack([np.zeros_like(sound), sound], axis=1).astype("<f4").tobytes())
-    assert transcribe(bundle, *["--raw", "f32le:16000:2", "--channel", "1"], tmp_path / "a.pcm") == 0
-    assert capsys.readouterr().out == recognizer.transcribe(sound).text + "\n"
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.pcm", "./-"):
+        (tmp_path / name).write_bytes(np.stack([np.zeros_like(sound), sound], axis=1).astype("<f4").tobytes())
+        assert transcribe(bundle, *["--raw", "f32le:16000:2", "--channel", "1"], name) == 0
+        assert capsys.readouterr().out == recognizer.transcribe(sound).text + "\n"
     file = write_media(tmp_path / "a.mkv", [np.zeros_like(sound), sound], with_video=True)
     assert transcribe(bundle, "--track", "1", file) == 0
     assert capsys.readouterr().out == recognizer.transcribe(sound).text + "\n"

@@ -53,16 +53,17 @@ def checked_rate(sample_rate: object) -> float:
         raise AudioError("sample_rate must be the first argument: (sample_rate, samples)")
     if isinstance(sample_rate, bool) or not isinstance(sample_rate, int | float | np.integer | np.floating):
         raise AudioError(f"sample rate must be a number of Hz, got {sample_rate!r:.80}")
+    sample_rate = float(sample_rate) if isinstance(sample_rate, np.floating | np.integer) else sample_rate
     if not _LOWEST_RATE <= sample_rate <= _HIGHEST_RATE:
         raise AudioError(f"sample rate must be between {_LOWEST_RATE} and {_HIGHEST_RATE} Hz, got {sample_rate}")
-    return float(sample_rate) if isinstance(sample_rate, np.floating | np.integer) else sample_rate
+    return sample_rate
 
 
 class Resampler:
     """Incremental resampler of one channel. Its output does not depend on the split of its input. Raises AudioError."""
 
     def __init__(self, source_rate: float, target_rate: int) -> None:
-        self.source_rate = checked_rate(source_rate)
+        self.source_rate = source_rate = checked_rate(source_rate)
         self.target_rate = target_rate
         self._resample: Callable[..., Samples] | None = None
         if source_rate != target_rate:
@@ -87,7 +88,7 @@ class Resampler:
 def convert(samples: npt.ArrayLike, source_rate: float, sample_rate: int) -> Iterator[Samples]:
     """Yield samples at `sample_rate`, in buffers of about ten seconds. Raises AudioError before the first buffer."""
     resampler = Resampler(source_rate, sample_rate)
-    accepted, size = as_samples(samples), int(10 * source_rate)
+    accepted, size = as_samples(samples), int(10 * resampler.source_rate)
     for start in range(0, len(accepted), size):
         yield resampler.accept(accepted[start : start + size])
     yield resampler.finish()

@@ -22,7 +22,8 @@ from typing import IO
 import numpy as np
 
 from u2moe.runtime.audio.arrays import Samples
-from u2moe.runtime.audio.files import FileView, Sound, has_media
+from u2moe.runtime.audio.files import Sound, has_media
+from u2moe.runtime.audio.raw import FileView
 from u2moe.runtime.audio.reading import read_blocks, stated_s
 from u2moe.runtime.errors import AudioError, TruncatedAudioError
 

@@ -10,12 +10,12 @@ import stat
 import struct
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias, cast
 
 from u2moe.runtime.audio.media import EXTRA, MediaFile
-from u2moe.runtime.audio.raw import File, RawAudio, RawFile
+from u2moe.runtime.audio.raw import File, FileView, RawAudio, RawFile
 from u2moe.runtime.errors import AudioError, AudioWarning
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def name_of(file: File | RawAudio) -> str:
     """Return the name by which messages refer to a file."""
     if isinstance(file, bytes | bytearray | memoryview):
         return f"{len(file)} bytes"
-    if isinstance(file, str | os.PathLike | SoundBytes | RawAudio):
+    if isinstance(file, str | os.PathLike | RawAudio):
         return str(file)
     name = getattr(file, "name", None)
     return name if isinstance(name, str) else f"a {type(file).__name__}"
@@ -122,11 +122,12 @@ def _open(name: str, source: Path | BinaryIO, track: int | None, stack: contextl
 
 def _has_second(stream: BinaryIO, first_bytes: bytes) -> bool:
     """Return whether a file is a concatenation of files. libsndfile would read only the first."""
-    stream.seek(1)
-    before, block = b"", stream.read(_LONGEST_HEADER)
-    while block and first_bytes not in before + block:
-        before, block = block[-len(first_bytes) :], stream.read(_LONGEST_HEADER)
-    return bool(block)
+    stream.seek(0)
+    before, num_found = b"", 0
+    while num_found < 2 and (block := stream.read(_LONGEST_HEADER)):
+        num_found += (before + block).count(first_bytes)
+        before = block[1 - len(first_bytes) :]
+    return num_found > 1
 
 
 def _stated_in_mp3(stream: BinaryIO) -> tuple[int, int] | None:
@@ -221,113 +222,89 @@ def _open_binary(source: Path | BinaryIO) -> contextlib.AbstractContextManager[B
 
 _STATED_SIZE = re.compile(r"^ *(?:data|SSND|Data Size|Riff size|riff) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
 """libsndfile's log message about a WAV, AIFF, AU, W64 or RF64 file that is shorter than its header states."""
-_UNKNOWN_SIZE = 0x7FFF0000
-"""Lengths of at least this value mean "until the end". Programs that write to pipes use such lengths."""
+_UNKNOWN_SIZE = 0x7F000000  # longer ones mean "until the end"; programs that write to pipes state them
 _UNREACHED_SIZE = 1 << 50
 UNKNOWN_FRAMES = 1 << 48
 """A number of frames of at least this value means that the length is unknown."""
 _LONGEST_HEADER = 1 << 20
-_MOST_CHUNKS = 1000
-"""Maximum number of chunks of a WAV file before its audio. libsndfile takes 30 s for 20 MB of empty chunks."""
+_MOST_CHUNKS = 1000  # of a WAV file before its audio; libsndfile takes 30 s for 20 MB of empty chunks
+_STATES_TOO_LITTLE = "its header states no audio or too little; perhaps the recorder crashed: it is read to its end"
+_CHUNKS = {b"RIFF": "<4sI", b"RF64": "<4sI", b"FORM": ">4sI"}  # heads of chunks, by the start of WAV and AIFF files
+_TAGS = (b"TAG", b"ID3", b"APET")
 _OGG_TAIL = 1 << 17  # Bytes at the end of an Ogg file that contain its last page. A page has at most 65307 bytes.
-_OGG_HEADER = 27
-"""Bytes of a page header before the segment lengths. The last byte is the number of segments; the sixth has flags."""
+_OGG_HEADER = 27  # bytes of a page header before the segment lengths; the last is their number, the sixth has flags
 _OGG_LAST_PAGE = 4
 _FIRST_BYTES = {"OGG": b"OggS\0\2", "FLAC": b"fLaC\0\0\0\x22"}  # of a file, by libsndfile's name of its format
 _XING_PLACES = (13, 21, 36)
 """Distances in bytes from the start of the first MP3 frame to the Xing header, for mono and stereo in MPEG 1 and 2."""
 
 
-class SoundBytes(io.BytesIO):
-    """Content of a sound file that is not on disk, with a name for messages."""
-
-    def __init__(self, content: bytes, name: str) -> None:
-        super().__init__(content)
-        self._name = name
-
-    def __str__(self) -> str:
-        return self._name
-
-
-class FileView(io.RawIOBase):
-    """A seekable file of `size` bytes. `read_at` returns bytes, given a position and a number of bytes to its end."""
-
-    name: str
-
-    def __init__(self, read_at: Callable[[int, int], bytes], size: int) -> None:
-        self._read_at, self._size, self._position = read_at, size, 0
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move to a position, and return it. Raise ValueError if it is negative."""
-        begin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
-        if begin + offset < 0:
-            raise ValueError(f"cannot seek to {begin + offset}")
-        self._position = begin + offset
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        """Read into a buffer, and return the number of bytes; 0 at the end."""
-        length = min(len(buffer), self._size - self._position)
-        if length <= 0:
-            return 0
-        content = self._read_at(self._position, length)
-        buffer[: len(content)] = content
-        self._position += len(content)
-        return len(content)
-
-
 def repaired(stream: BinaryIO, name: str) -> BinaryIO:
-    """Return the stream. If its header states too few bytes (`_unfinished`), warn and return a repaired view."""
-    position = _unfinished(stream, name)
-    if position is None:
-        return stream
-    message = "its header states no audio or too little; perhaps the recorder crashed: the file is read to its end"
-    warnings.warn(f"{name}: {message}", AudioWarning, stacklevel=2)
-    header = bytearray(stream.read(position + 4))
-    header[4:8], header[position:] = b"\x08\0\0\0", bytes(4)  # libsndfile then reads to the end, also beyond 4 GiB
-    size = stream.seek(0, os.SEEK_END)
+    """Return the stream. If its header states too few bytes (`_unlimited`), warn and return a repaired view."""
+    if (header := _unlimited(stream, name)) is not None:
+        warnings.warn(f"{name}: {_STATES_TOO_LITTLE}", AudioWarning, stacklevel=2)
+        stream = _with_header(stream, header)
+    stream.seek(0)
+    return stream
+
+
+def _with_header(stream: BinaryIO, header: bytes) -> BinaryIO:
+    """Return a view of a file in which `header` replaces the first bytes."""
 
     def read_at(begin: int, length: int) -> bytes:
         stream.seek(begin)
         content = stream.read(length)
-        return bytes(header[begin : begin + length]) + content[max(len(header) - begin, 0) :]
+        return header[begin : begin + length] + content[max(len(header) - begin, 0) :]
 
-    return cast("BinaryIO", FileView(read_at, size))
+    return cast("BinaryIO", FileView(read_at, stream.seek(0, os.SEEK_END)))
 
 
-def _unfinished(stream: BinaryIO, name: str) -> int | None:
-    """Return the position of the audio length in a WAV file if more follows than it states, else None.
+def _unlimited(stream: BinaryIO, name: str) -> bytes | None:
+    """Return a header that states no length, if more audio follows than the file's own states, else None.
 
-    It is 0 if the recorder crashed, and wrong in files of more than 4 GiB, for which it has too few bits.
+    The length is 0 or too small if the recorder crashed. In WAV, it has too few bits for more than 4 GiB.
     """
     num_bytes = stream.seek(0, os.SEEK_END)
     stream.seek(0)
     head = stream.read(_LONGEST_HEADER)
-    stream.seek(0)
-    if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
-        return None
-    position = 12
+    if head[:4] == b".snd" and len(head) >= 12:
+        return head[:8] + b"\xff" * 4 if sum(struct.unpack_from(">II", head, 4)) < num_bytes else None
+    if (place := head.find(_FIRST_BYTES["FLAC"])) >= 0:
+        return _unlimited_flac(stream, head[: place + 26])
+    kind, position = _CHUNKS.get(head[:4]), 12
     for _ in range(_MOST_CHUNKS):
-        if position + 8 > len(head):
+        if kind is None or position + 8 > len(head):
             return None
-        chunk, size = struct.unpack_from("<4sI", head, position)
-        if chunk == b"data":
-            following = head[position + 8 : position + 12]
-            is_chunk = following.isalnum() or following in (b"id3 ", b"cue ")
-            is_empty = size == 0 and len(following) == 4 and not is_chunk
-            beyond = num_bytes - position - 8 - size
-            is_large = (beyond >= _LONGEST_HEADER and size >= _UNKNOWN_SIZE) or beyond >= 1 << 32
-            return position + 4 if is_empty or is_large else None
+        chunk, size = struct.unpack_from(kind, head, position)
+        if chunk in (b"data", b"SSND"):
+            size = struct.unpack_from("<Q", head, 28)[0] if head[:4] == b"RF64" and len(head) > 36 else size
+            end = position + 8 + size
+            if any(_is_end(stream, kind, place, num_bytes) for place in (end, end + size % 2)):
+                return None
+            # libsndfile then reads to the end, also beyond 4 GiB
+            return (b"RIFF" if chunk == b"data" else b"FORM") + b"\x08\0\0\0" + head[8 : position + 4] + bytes(4)
         position += 8 + size + size % 2
     raise AudioError(f"{name}: has more than {_MOST_CHUNKS} chunks before its audio")
+
+
+def _unlimited_flac(stream: BinaryIO, head: bytes) -> bytes | None:
+    """Return the start of a FLAC file without its length (the last 36 bits) if there are more samples, else None."""
+    import soundfile  # noqa: PLC0415 - programs that feed arrays do not need libsndfile
+
+    header = head[:-5] + bytes([head[-5] & 0xF0]) + bytes(4)
+    with contextlib.suppress(soundfile.SoundFileError), soundfile.SoundFile(_with_header(stream, header)) as sound:
+        sound.seek(stated := int.from_bytes(head[-5:], "big") & (1 << 36) - 1)
+        return header if stated else None
+    return None
+
+
+def _is_end(stream: BinaryIO, kind: str, place: int, num_bytes: int) -> bool:
+    """Return whether the audio of a WAV or AIFF file ends at this position: there is a chunk, a tag or less."""
+    stream.seek(min(place, num_bytes))
+    if len(head := stream.read(8)) < 8 or head.startswith(_TAGS):
+        return True
+    chunk, size = struct.unpack(kind, head)
+    return re.fullmatch(rb"[ -~]{4}", chunk) is not None and chunk not in _CHUNKS and place + 8 + size <= num_bytes
 
 
 def _ends_with_last_ogg_page(file: str | os.PathLike[str] | BinaryIO) -> bool:
@@ -338,8 +315,7 @@ def _ends_with_last_ogg_page(file: str | os.PathLike[str] | BinaryIO) -> bool:
     page = tail[max(tail.rfind(b"OggS"), 0) :]
     if len(page) < _OGG_HEADER or not page[5] & _OGG_LAST_PAGE:
         return False
-    lengths = page[_OGG_HEADER : _OGG_HEADER + page[26]]
-    return len(lengths) == page[26] and len(page) >= _OGG_HEADER + len(lengths) + sum(lengths)
+    return len(page) >= _OGG_HEADER + page[26] + sum(page[_OGG_HEADER : _OGG_HEADER + page[26]])
 
 
 FILE_SUFFIXES = (".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav")

@@ -1,4 +1,4 @@
-"""Raw audio: samples without a header, read from a file, pipe or device as they arrive."""
+"""Raw audio: samples without a header, read as they arrive. Also named bytes, and files made of parts of others."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -119,3 +119,44 @@ def _is_non_blocking(stream: Any) -> bool:
     with contextlib.suppress(AttributeError, OSError, ValueError):  # not a system file, closed, or Windows before 3.12
         return not os.get_blocking(stream.fileno())
     return False
+
+
+class SoundBytes(io.BytesIO):
+    """Content of a sound file that is not on disk, with a name for messages."""
+
+    def __init__(self, content: bytes, name: str) -> None:
+        super().__init__(content)
+        self.name = name
+
+
+class FileView(io.RawIOBase):
+    """A seekable file of `size` bytes. `read_at` returns bytes, given a position and a number of bytes to its end."""
+
+    name: str
+
+    def __init__(self, read_at: Callable[[int, int], bytes], size: int) -> None:
+        self._read_at, self._size, self._position = read_at, size, 0
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    seekable = readable
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to a position, and return it. Raise ValueError if it is negative."""
+        position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        if position < 0:
+            raise ValueError(f"cannot seek to {position}")
+        self._position = position
+        return position
+
+    def readinto(self, buffer: Any) -> int:
+        """Read into a buffer, and return the number of bytes; 0 at the end."""
+        length = min(len(buffer), self._size - self._position)
+        if length <= 0:
+            return 0
+        content = self._read_at(self._position, length)
+        buffer[: len(content)] = content
+        self._position += len(content)
+        return len(content)

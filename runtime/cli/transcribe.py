@@ -67,7 +67,8 @@ def named_path(text: str) -> Path:
         raise argparse.ArgumentTypeError("a file name is empty")
     if re.match(r"[a-z]+://", text):
         raise argparse.ArgumentTypeError(f"{text}: is a URL, not a path: download it, or pipe it into 'transcribe -'")
-    return Path(text)
+    path = Path(text)
+    return path.absolute() if path == STDIN and text != "-" else path  # ./- is a file
 
 
 def _raw_format(text: str) -> Callable[..., RawAudio]:

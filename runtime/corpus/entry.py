@@ -19,7 +19,7 @@ from itertools import islice
 from typing import IO, Any
 
 from u2moe.runtime.audio.arrays import Samples
-from u2moe.runtime.audio.files import SoundBytes
+from u2moe.runtime.audio.raw import SoundBytes
 from u2moe.runtime.audio.reading import read_blocks
 from u2moe.runtime.corpus.storage import is_url, join, open_binary, parent
 from u2moe.runtime.declarations import Checked, option

@@ -92,8 +92,8 @@ class ServerOptions(Checked):
         for file in filter(None, (self.tls_certificate, self.tls_key)):
             if not file.is_file():
                 raise ValueError(f"{file}: no such file; TLS needs a PEM file")
-        if self.socket_file and (self.protocol_ports or not hasattr(socket, "AF_UNIX")):
-            raise ValueError("a Unix socket serves only HTTP and WebSocket, and is not supported on Windows")
+        if self.socket_file and (self.host == "unix:" or self.protocol_ports or not hasattr(socket, "AF_UNIX")):
+            raise ValueError("unix:PATH as --host needs a path, serves only HTTP and WebSocket, and not on Windows")
         with refused_as(ValueError, "--forwarded-allow-ips must be an address, a network or *"):
             for proxy in self.forwarded_allow_ips:
                 proxy == "*" or ipaddress.ip_network(proxy)

@@ -202,6 +202,7 @@ def test_the_key_may_be_in_a_file_or_in_the_environment(tmp_path, monkeypatch):
     (["--api-key", "/dev/null"], "/dev/null: must be a regular file"),
     (["--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid"),
     (["--host", f"unix:/{'x' * 120}"], "path too long"),
+    (["--host", "unix:"], "unix:PATH as --host needs a path"),
 ])  # fmt: skip
 def test_options_are_checked_before_the_model_is_loaded(arguments, complaint, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
