@@ -214,6 +214,7 @@ def test_settings_may_change_between_turns(client, speech, expected):
     ("{", "invalid JSON"),
     (b"\0\0", "binary"),
     (r'{"type": "nothing", "event_id": "\ud83d"}', "surrogate"),
+    ('{"event_id": [[NaN]]}', "unknown event type None"),  # an answer with 972 lists failed
     ({"type": "response.create"}, "unknown event type 'response.create'"),
     ({"type": "input_audio_buffer.commit"}, "nothing to commit"),
     ({"type": "input_audio_buffer.append"}, "must be a base64 string"),

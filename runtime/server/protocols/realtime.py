@@ -99,12 +99,12 @@ class _Conversation:
             message = await self._connection.receive()
             event: dict[str, Any] = {}
             try:
-                event = parse_object(message)
-                await self._handle(event)
+                await self._handle(event := parse_object(message))
             except (RequestError, AudioError) as error:
                 if getattr(error, "status", 400) != 400:  # the stream is too long, or the server is full, for example
                     raise
-                await self.send("error", error={**in_openai_form(error), "event_id": event.get("event_id")})
+                name = sent if isinstance(sent := event.get("event_id"), str) else None  # deep lists cannot be sent
+                await self.send("error", error={**in_openai_form(error), "event_id": name})
 
     async def _handle(self, event: dict[str, Any]) -> None:
         match event.get("type"):
