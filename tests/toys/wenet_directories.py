@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from packed import read_text
 
 from u2moe.export.checkpoint import Checkpoint
 from u2moe.export.random_checkpoint import old_layout, random_config, write_random_checkpoint
@@ -18,7 +19,7 @@ from u2moe.runtime import CheckpointError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FOLDER = GOLDEN / "configurations"
-PAIRS = json.loads((FOLDER / "pairs.json").read_text(encoding="utf-8"))
+PAIRS = json.loads(read_text(FOLDER / "pairs.json.xz"))
 CONFIGURATIONS = yaml.safe_load((FOLDER / "configurations.yaml").read_text(encoding="utf-8")) | PAIRS
 
 

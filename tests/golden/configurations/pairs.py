@@ -11,7 +11,8 @@ FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[2]
 sys.path.append(str(FOLDER.parents[1] / "toys"))
 
-from wenet_directories import CONFIGURATIONS, PAIRS, configured  # noqa: E402 - in the folder above
+from packed import write_text  # noqa: E402 - in the folder above
+from wenet_directories import CONFIGURATIONS, PAIRS, configured  # noqa: E402
 
 from u2moe.export.architecture import (  # noqa: E402
     FEED_FORWARDS,
@@ -193,7 +194,7 @@ if __name__ == "__main__":
         first = len(PAIRS) + 1
         PAIRS |= {f"pair_{number}": arguments for number, arguments in enumerate(designed(), start=first)}
         rows = ",\n".join(f" {json.dumps(name)}: {json.dumps(arguments)}" for name, arguments in PAIRS.items())
-        (FOLDER / "pairs.json").write_text(f"{{\n{rows}\n}}\n", encoding="utf-8")
+        write_text(FOLDER / "pairs.json.xz", f"{{\n{rows}\n}}\n")
         print(f"{len(PAIRS) + 1 - first} configurations added: run make.py")
     else:
         proved = proved_pairs()
