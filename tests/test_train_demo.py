@@ -253,7 +253,9 @@ def test_a_checkpoint_need_not_keep_what_a_finished_model_has(work_dir, tmp_path
     assert all(torch.equal(restored[name], weight) for name, weight in whole.items())
     weights = torch.load(model / "final.pt", weights_only=True)
     checkpoints.pack(model)
-    assert [file.name for file in model.glob("final*")] == ["final.pt.xz"]
+    assert {file.name for file in model.glob("*.*")} == {"final.pt.xz", "bpe.model.xz", "units.txt", "train.yaml"}
+    text = "HELLO WORLD"
+    assert batches.Tokenizer(model).encode(text) == batches.Tokenizer(work_dir).encode(text)
     assert run(work_dir, "from-small", 6, "--start", small, "--model", model)["progress"]["step"] == 6
     with pytest.raises(ValueError, match=r"final\.pt with SHA-256"):
         checkpoints.load(small)

@@ -10,6 +10,7 @@ from typing import Self
 import numpy as np
 import sentencepiece
 import torch
+from checkpoints import PIECES, content
 from corpus import MEL_FLOOR, MEL_STEP, MELS, TARGETS, Pack
 from lessons import Lessons
 from numpy.typing import NDArray
@@ -67,7 +68,7 @@ class Tokenizer:
     """WeNet's BPE tokenizer for normalized English text, with pieces from sentencepiece and ids from units.txt."""
 
     def __init__(self, folder: Path) -> None:
-        self.model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "bpe.model"))
+        self.model = sentencepiece.SentencePieceProcessor(model_proto=content(folder / PIECES))
         lines = (folder / "units.txt").read_text(encoding="utf-8").splitlines()
         self.units = [line.split()[0] for line in lines]
         self.ids = {unit: index for index, unit in enumerate(self.units)}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 KEPT = 5
-WEIGHTS, PACKED = "final.pt", "final.pt.xz"
+WEIGHTS, PIECES = "final.pt", "bpe.model"
 TWO_BYTES = {"id": lzma.FILTER_LZMA2, "preset": 9, "lc": 0, "lp": 1, "pb": 1}
 """Filter for xz that separates the two bytes of float16 numbers. xz then saves a sixth instead of a tenth."""
 STATISTICS = "encoder.global_cmvn."
@@ -46,24 +46,29 @@ def load(path: Path, model: Path | None = None) -> dict[str, Any]:
 
 def weights_of(model: Path) -> dict[str, Any]:
     """Return the weights in a WeNet directory, without the statistics of the features."""
-    weights = torch.load(io.BytesIO(_content(model)), map_location="cpu", weights_only=True)
+    weights = torch.load(io.BytesIO(content(model / WEIGHTS)), map_location="cpu", weights_only=True)
     return {name: weight for name, weight in weights.items() if not name.startswith(STATISTICS)}
 
 
 def digest_of(model: Path) -> str:
     """Return a digest that identifies the weights in a WeNet directory."""
-    return sha256(_content(model)).hexdigest()
+    return sha256(content(model / WEIGHTS)).hexdigest()
 
 
 def pack(model: Path) -> None:
-    """Compress the weights in a WeNet directory for the repository."""
-    (model / PACKED).write_bytes(lzma.compress(_content(model), filters=[TWO_BYTES]))
-    (model / WEIGHTS).unlink()
+    """Compress the large files in a WeNet directory for the repository."""
+    for path in (model / WEIGHTS, model / PIECES):
+        _packed(path).write_bytes(lzma.compress(path.read_bytes(), filters=[TWO_BYTES]))
+        path.unlink()
 
 
-def _content(model: Path) -> bytes:
-    path = model / WEIGHTS
-    return path.read_bytes() if path.exists() else lzma.decompress((model / PACKED).read_bytes())
+def content(path: Path) -> bytes:
+    """Return the content of a file that may be compressed."""
+    return path.read_bytes() if path.exists() else lzma.decompress(_packed(path).read_bytes())
+
+
+def _packed(path: Path) -> Path:
+    return path.with_name(f"{path.name}.xz")
 
 
 def finished_weights(state: dict[str, Any]) -> dict[str, Any]:
