@@ -1,6 +1,7 @@
 """Subsampling reduces the frame rate before the blocks. It is implemented in plain torch and as layers of the graph."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
 import onnx_ir as ir
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from u2moe.export.architecture import EncoderArchitecture, SubsamplingKind
-from u2moe.export.layers import affine, linear, normalization, parameter, product, vector, weight_and_bias
+from u2moe.export.layers import affine, linear, normalization, parameter, product, vector
 from u2moe.export.positions import LearnedPositions
 from u2moe.runtime.graph import layers
 from u2moe.runtime.graph.builder import GraphBuilder
@@ -107,13 +108,31 @@ class Convolutions(Subsampling):
         projection, name = self.projection
         kernels, strides = zip(*self.layers, strict=True)
         form = layers.SubsamplingLayer(kernels=kernels, strides=strides, bins=self.input_size)
-        weights = []
-        for index in range(0, 2 * len(kernels), 2):
-            weights += weight_and_bias(g, self.conv[index], f"conv.{index}.")
+        weights = self._weights(g)
         if len(kernels) == 1:  # the projection is as large as other linear layers, so it is quantized like them
             (x,) = g.call(form.convolutions(projection.in_features), features, *weights)
             return linear(g, x, projection, name)
         return g.call(form.function(projection.in_features), features, *weights, *affine(g, projection, f"{name}."))[0]
+
+    def _weights(self, g: GraphBuilder) -> list[ir.Value]:
+        """Add the weights and biases of the convolutions, except channels that the next one multiplies only by zeros.
+
+        The demo model has such zeros: it was trained with a quarter of the channels that WeNet's format stores.
+        """
+        values, inputs = list[ir.Value](), slice(None)
+        convolutions = cast("Sequence[nn.Conv2d]", self.conv[::2])
+        for index, (layer, following) in enumerate(zip(convolutions, [*convolutions[1:], None], strict=True)):
+            kept = _used_inputs(following)
+            values.append(vector(g, f"conv.{2 * index}.weight", layer.weight[kept][:, inputs]))
+            values.append(vector(g, f"conv.{2 * index}.bias", cast("Tensor", layer.bias)[kept]))
+            inputs = kept
+        return values
+
+
+def _used_inputs(layer: nn.Conv2d | None) -> slice | Tensor:
+    """Return the input channels that have weights other than zero: all as a slice, some as indices."""
+    used = torch.ones(1, dtype=torch.bool) if layer is None else layer.weight.detach().ne(0).any(0).flatten(1).any(1)
+    return slice(None) if used.all() or not used.any() else used.nonzero()[:, 0]
 
 
 class Projection(Subsampling):

@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from wenet_directories import CONFIGURATIONS, PAIRS, configured, write_configuration
+from wenet_directories import CONFIGURATIONS, PAIRS, Directory, configured, write_configuration
 
 from u2moe.export import comparison, exporter, parity
 from u2moe.export.checkpoint import Checkpoint
@@ -21,7 +21,7 @@ from u2moe.export.moe import MixtureOfExperts
 from u2moe.export.parity import Parity
 from u2moe.export.proofs import settings
 from u2moe.export.training_config import parse_training_config
-from u2moe.quantize import inspect_bundle
+from u2moe.quantize import RECIPES, inspect_bundle, quantize_bundle
 from u2moe.runtime import Bundle, BundleError, ParityError
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.cli import main
@@ -87,6 +87,27 @@ def test_every_accepted_configuration_equals_torch(name, tmp_path):
     assert ("decoder, two utterances" in cases) == (bundle.manifest.model.decoder != "none")
     for graph in bundle.manifest.model.graphs():
         onnx.checker.check_model(bundle.path / graph.file, full_check=True)
+
+
+@pytest.mark.parametrize(
+    ("layer", "used"), [("conv2d6", [[2, 5]]), ("conv2d8", [[0, 3, 7], [6]]), ("conv2d8", [[], [1]])]
+)
+def test_channels_that_nothing_reads_are_left_out(layer, used, tmp_path):
+    """The demo model has such channels. Where no channel has a weight, all stay."""
+    directory = Directory(tmp_path / "checkpoint", encoder_conf={"input_layer": layer})
+    for index, kept in enumerate(used, 1):
+        name = f"encoder.embed.conv.{2 * index}.weight"
+        weight = directory.state()[name]
+        directory.replace({name: torch.zeros_like(weight).index_copy_(1, torch.tensor(kept).long(), weight[:, kept])})
+    bundle, _ = export_bundle(directory.path, tmp_path / "bundle")
+    weights = ir.load(bundle.path / "encoder.onnx").graph.initializers
+    sizes = [len(kept) or 32 for kept in used] + [32]
+    for index, shape in enumerate(zip(sizes, [1, *sizes], strict=False)):
+        assert tuple(weights[f"encoder.embed.conv.{2 * index}.weight"].shape)[:2] == shape
+    features = np.random.default_rng(0).normal(10, 3, (100, 80)).astype(np.float32)
+    small = quantize_bundle(bundle.path, tmp_path / "int8", RECIPES["int8"])[0]
+    expected, found = (each.load().encode(features, chunk_size=None) for each in (bundle, small))
+    assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
 
 
 def test_mixture_of_experts_is_one_node_and_one_function_that_reaches_all_experts(moe_export):

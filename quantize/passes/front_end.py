@@ -184,12 +184,12 @@ def quantize_front_end(model: ir.Model, weights: Weights, recipe: Recipe) -> Non
         for window, weight, added in zip(windows[2:], convolutions[4::2], convolutions[5::2], strict=True):
             parts = weights.converted(weight, Int8Conversion(), change=kernel_matrix)
             (x,) = insert(model, node, int8_convolution(window), [x, *parts, added])
-        flat = np.array([0, 0, shape_of(projection)[0]])
+        flat, outputs = np.array([0, 0, shape_of(projection)[0]]), shape_of(convolutions[-1])[0]
         shape = weights.add(f"{node.name}/shape", ir.DataType.INT64, (3,), partial(np.copy, flat), "other")
         flatten = ir.node("Reshape", [x, shape], name=f"{node.name}/Reshape")
         flatten.outputs[0].name = flatten.name
         model.graph.insert_before(node, flatten)
-        parts = weights.converted(projection, conversion, change=partial(_permuted, form.channels))
+        parts = weights.converted(projection, conversion, change=partial(_permuted, outputs))
         function = conversion.linear(*shape_of(projection), bias=True, after="relu")
         swap(model, node, function, [flatten.outputs[0], *parts, bias])
 
