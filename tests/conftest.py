@@ -91,8 +91,7 @@ class Golden:
 @functools.cache
 def golden_features():
     """Features of the golden networks' utterances: float32 [frames, 80] by name."""
-    with np.load(GOLDEN / "utterances.npz") as arrays:
-        return {name: arrays[name].astype(np.float32) for name in arrays}
+    return {name: array.astype(np.float32) for name, array in read_arrays(GOLDEN / "utterances.npy.xz").items()}
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from u2moe.runtime import CheckpointError, UnsupportedError
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("loaded_networks")]
 
 GOLDEN = Path(__file__).parent / "golden" / "configurations"
+FEATURES = read_arrays(GOLDEN / "features.npy.xz")
 DIGESTS = json.loads((GOLDEN / "digests.json").read_text(encoding="utf-8"))
 HYPOTHESES = [[5, 9, 3, 11, 4], [7, 6, 5], [], [12]]
 # Single precision on outputs of size 1, through three blocks at most.
@@ -62,8 +63,7 @@ def test_the_network_equals_wenet(tmp_path, name):
     write_configuration(name, tmp_path, vocab_size=31)
     assert name in PAIRS or digest(tmp_path) == DIGESTS[name]  # other weights would also give other outputs
     checkpoint = Checkpoint.open(tmp_path)
-    with np.load(GOLDEN / "features.npz") as file:
-        features = file[f"mel_{checkpoint.features.num_mel_bins}"].astype(np.float32)
+    features = FEATURES[f"mel_{checkpoint.features.num_mel_bins}"].astype(np.float32)
     with torch.no_grad():
         results = outputs_of(checkpoint.network(), torch.from_numpy(features).unsqueeze(0))
     expected = read_arrays(GOLDEN / f"{name}.npy.xz")

@@ -7,6 +7,7 @@ import pytest
 from fbanks import CONFIG, CONFIGS, WENET, any_config, plain_banks, plain_fbank
 from hypothesis import given
 from hypothesis import strategies as st
+from packed import read_arrays
 
 from u2moe.runtime import Recognizer
 from u2moe.runtime.bundle.manifest import FeatureConfig
@@ -15,7 +16,7 @@ from u2moe.runtime.model import features
 from u2moe.runtime.model.features import FeatureStream, fbank
 
 ALL_CONFIGS = [*CONFIGS, *WENET.values()]
-GOLDEN = dict(np.load(Path(__file__).parent / "golden" / "features.npz"))
+GOLDEN = read_arrays(Path(__file__).parent / "golden" / "features.npy.xz")
 THREADS = Path("/proc/self/task")
 LAST_BIT = 2e-6
 """Distance between neighbouring float32 values up to 32. Sums in another order may round to either."""

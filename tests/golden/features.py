@@ -1,4 +1,4 @@
-"""Computes features.npz with WeNet's front end (torchaudio's Kaldi features): python features.py WENET."""
+"""Computes features.npy.xz with WeNet's front end (torchaudio's Kaldi features): python features.py WENET."""
 
 import sys
 from pathlib import Path
@@ -8,6 +8,10 @@ import torch
 import wenet_model
 
 FOLDER = Path(__file__).resolve().parent
+sys.path.append(str(FOLDER.parent / "toys"))
+
+from packed import write_arrays  # noqa: E402 - in the folder above
+
 FRONT_ENDS = {
     "fbank": {},
     "fbank_hamming": {"num_mel_bins": 40, "window_type": "hamming"},
@@ -38,4 +42,4 @@ if __name__ == "__main__":
         compute = processor.compute_mfcc if name.startswith("mfcc") else processor.compute_fbank
         audio = torch.from_numpy(wave / np.float32(32768)).unsqueeze(0).double()
         results[name] = compute({"key": "", "sample_rate": 8000, "wav": audio}, **options)["feat"].numpy()
-    np.savez_compressed(FOLDER / "features.npz", **results)
+    write_arrays(FOLDER / "features.npy.xz", results)

@@ -85,10 +85,10 @@ def make(name):
     with tempfile.TemporaryDirectory() as folder:
         model = wenet_model.load(write_golden(name, Path(folder)))
     arrays, results = {}, {}
-    with np.load(FOLDER / "utterances.npz") as features:
-        for utterance in ("u300", "u131", "u67", "u15"):
-            own, results[utterance] = references(model, features[utterance].astype(np.float32))
-            arrays |= {f"{utterance}/{key}": value for key, value in own.items()}
+    features = read_arrays(FOLDER / "utterances.npy.xz")
+    for utterance in ("u300", "u131", "u67", "u15"):
+        own, results[utterance] = references(model, features[utterance].astype(np.float32))
+        arrays |= {f"{utterance}/{key}": value for key, value in own.items()}
     path, texts = (FOLDER / name / f"reference.{kind}" for kind in ("npy.xz", "json.gz"))
     if not path.exists():
         write_arrays(path, distinct(arrays))

@@ -69,4 +69,4 @@ WENET = {
     "mfcc_openasr2021": FeatureConfig(sample_rate=8000, num_mel_bins=40, num_ceps=40, high_hz=-400.0),
     "mfcc_edges": FeatureConfig(sample_rate=8000, num_mel_bins=20, num_ceps=13, low_hz=0.0, high_hz=3500.0),
 }  # fmt: skip
-"""The front ends of golden/features.npz."""
+"""The front ends of golden/features.npy.xz."""

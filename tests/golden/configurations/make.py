@@ -25,8 +25,8 @@ def make(name, digests):
         directory = write_configuration(name, Path(folder), vocab_size=31)
         digests[name] = digest(directory)
         model = wenet_model.load(directory)
-    with np.load(FOLDER / "features.npz") as features:
-        results = wenet_model.outputs(model, features[f"mel_{input_size(name)}"].astype(np.float32))
+    features = read_arrays(FOLDER / "features.npy.xz")[f"mel_{input_size(name)}"]
+    results = wenet_model.outputs(model, features.astype(np.float32))
     results["ctc_log_probs"] = results["ctc_log_probs"][:CTC_FRAMES]
     path = FOLDER / f"{name}.npy.xz"
     if not path.exists():
