@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -35,6 +36,15 @@ OLD_EPS = 1e-12  # of layer normalisations outside convolution modules, until We
 POSITION_WEIGHT = "encoder.encoders.0.self_attn.linear_pos.weight"
 
 
+@contextlib.contextmanager
+def _file_system() -> Iterator[None]:
+    """Turn errors of the file system, such as a directory without permission, into CheckpointErrors."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}") from error
+
+
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A WeNet checkpoint: the network's settings, tokens and weights."""
@@ -55,6 +65,7 @@ class Checkpoint:
     """For each unused tensor of the file, by name: the reason why it is not used."""
 
     @classmethod
+    @_file_system()
     def open(
         cls,
         directory: str | PathLike[str],

@@ -53,7 +53,7 @@ def linked_weights(path: Path) -> Path:
     """Return the file with the weights: `path`, the same name with .xz, or the file that a broken link means."""
     # WeNet's training links final.pt to N.pt but writes epoch_N.pt
     if not path.is_symlink() or path.exists():
-        packed = path.with_name(f"{path.name}.xz")
+        packed = path.parent / f"{path.name}.xz"
         return packed if packed.is_file() and not path.exists() else path
     target = str(path.readlink())
     meant = path.parent / f"epoch_{target}"

@@ -13,6 +13,7 @@ import torch
 from wenet_directories import Directory
 
 from u2moe.export.checkpoint import Checkpoint
+from u2moe.export.exporter import export_bundle
 from u2moe.export.text_files import CMVN_ISTD
 from u2moe.runtime import CheckpointError
 
@@ -140,3 +141,10 @@ def test_code_in_the_file_is_not_run_and_a_missing_directory_is_named(tmp_path):
     assert not (tmp_path / "owned").exists()
     with pytest.raises(CheckpointError, match=r"nowhere: is not a directory; expected one with train.yaml"):
         Checkpoint.open(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(("name", "message"), [("x" * 300, "x: cannot be read: "), ("/", "^/: cannot be read: ")])
+def test_paths_that_the_file_system_refuses_are_named(tmp_path, name, message):
+    with pytest.raises(CheckpointError, match=message):  # not a BundleError of the folder to write
+        export_bundle(Directory(tmp_path / "checkpoint").path, tmp_path / "out", weights=name)
+    assert [item.name for item in tmp_path.iterdir()] == ["checkpoint"]
