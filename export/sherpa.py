@@ -275,7 +275,7 @@ def export_sherpa(
         source: a bundle, quantized or not.
         out: folder to write; left unchanged on failure.
         options: chunk settings of the online graph; None: the defaults.
-        overwrite: replace `out` if it is a folder that contains tokens.txt.
+        overwrite: replace `out` if it is a folder that contains tokens.txt but no bundle.json.
         progress: called with a line for each step.
 
     Raises:

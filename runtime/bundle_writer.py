@@ -34,8 +34,8 @@ class BundleWriter:
 
     If the block ends with an exception or without `finish`, the staged files are removed and the target is unchanged. A
     non-empty target is an error, unless `overwrite` is true and the target contains the file `marker`. This file shows
-    that the target is a bundle. To write a folder for another runtime, pass another marker, and call `publish` instead
-    of `finish`.
+    that the target is a bundle. To write a folder for another runtime, pass another marker, which bundles may have too,
+    and call `publish` instead of `finish`.
 
     Attributes:
         target: the folder to write.
@@ -140,6 +140,8 @@ class BundleWriter:
             raise BundleError(
                 f"{self.target}: contains no {self._marker}: only a folder of the same kind can be overwritten"
             )
+        if occupied and self._marker != MANIFEST_FILE and (self.target / MANIFEST_FILE).is_file():
+            raise BundleError(f"{self.target}: is a bundle, and only a bundle may replace it: name another folder")
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:

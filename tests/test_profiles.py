@@ -1,4 +1,5 @@
 import json
+import shutil
 from importlib.util import find_spec
 
 import numpy as np
@@ -188,10 +189,12 @@ def test_a_bundle_in_ort_format_needs_no_native_kernels(ort_bundle, quantized, t
 def test_targets_names_and_commands(bundle, tmp_path, capsys):
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "file").write_text("")
+    shutil.copytree(bundle.path, tmp_path / "other")
     for error, message, out, profile in (
         (ValueError, "profile must be one of streaming, offline, clip, ort, got 'other'", tmp_path / "out", "other"),
         (UnsupportedError, "cannot convert a bundle in place", bundle.path, "offline"),
         (BundleError, r"contains no tokens\.txt", tmp_path / "precious", "offline"),
+        (BundleError, "is a bundle, and only a bundle may replace it", tmp_path / "other", "offline"),
     ):
         with pytest.raises(error, match=message):
             convert_bundle(bundle.path, out, profile, overwrite=True)

@@ -249,3 +249,5 @@ def test_command_writes_large_weights_beside_graphs_and_replaces_only_its_own_fo
     assert {file.name for file in Path(out).iterdir()} == names
     with pytest.raises(BundleError, match=r"contains no tokens\.txt"):
         export_sherpa(small_bundle.path, tmp_path, overwrite=True)
+    with pytest.raises(BundleError, match="is a bundle, and only a bundle may replace it"):
+        export_sherpa(small_bundle.path, small_bundle.path, overwrite=True)

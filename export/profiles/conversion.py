@@ -29,7 +29,7 @@ from u2moe.export.profiles.graphs import (
     window_samples,
 )
 from u2moe.runtime.audio.padding import Padding
-from u2moe.runtime.bundle.manifest import TOKENS_FILE
+from u2moe.runtime.bundle.manifest import MANIFEST_FILE, TOKENS_FILE
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter, write_manifest
 from u2moe.runtime.declarations import plain
@@ -84,7 +84,7 @@ def convert_bundle(
             the decoder graph for the second pass. `ort` writes every graph of the bundle in ORT format, with
             tokens.txt, a manifest and the language model, if any.
         ort: also write the graphs in ORT format, and the list of operators that they use.
-        overwrite: replace `out` if it is a folder that contains tokens.txt.
+        overwrite: replace `out` if it is a folder with tokens.txt and without bundle.json; for `ort`, with bundle.json.
         progress: called with a line for each step.
 
     Raises:
@@ -98,7 +98,8 @@ def convert_bundle(
     opened = Bundle.open(bundle)
     if Path(out).resolve() == opened.path.resolve():
         raise UnsupportedError(f"{opened.path}: cannot convert a bundle in place: choose another folder")
-    with BundleWriter(out, overwrite=overwrite, marker=TOKENS_FILE) as staging:
+    marker = MANIFEST_FILE if profile == "ort" else TOKENS_FILE
+    with BundleWriter(out, overwrite=overwrite, marker=marker) as staging:
         folder = staging.path
         staging.add(TOKENS_FILE, opened.path / TOKENS_FILE)
         if profile == "ort":
