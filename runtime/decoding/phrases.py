@@ -49,6 +49,7 @@ class PhraseGraph:
     `start` is the state of an empty hypothesis. `rest` is the id of the token for other words, one above the
     vocabulary's last id; None: other words are not allowed. `vocabulary` includes `rest`. `tokens` are the ids of the
     blank and of all tokens that may be part of a phrase, in ascending order; `word_starts` those that begin a word.
+    `num_choices` counts places that follow another by the same character as an earlier one; they cost time in a search.
 
     Raises GrammarError if the grammar is too large, a slot is undefined or contains itself, or a phrase may be empty or
     has characters that the vocabulary lacks.
@@ -67,6 +68,7 @@ class PhraseGraph:
         self._arcs: list[dict[str, list[int]]] = [{}]
         self._single = {_ROOT}  # places with a single predecessor
         self._ends: set[int] = set()
+        self.num_choices = 0
         for line, expression in grammar.phrases.items():
             what = f"grammar: phrase {line!r:.80}"
             ends = self._add(expression, frozenset((_ROOT,)), (), what)
@@ -196,6 +198,7 @@ class PhraseGraph:
                 self._single.update(shared * (len(arcs) == 1))
                 for each in arcs:
                     each.append(shared[0])
+                    self.num_choices += len(each) > 1
             places = frozenset(shared[:1])
         return places
 

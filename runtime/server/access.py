@@ -87,8 +87,7 @@ class Keys:
 
     def find(self, candidates: Iterable[str]) -> Key | None:
         """Return the key that matches one of the candidates. Comparisons take constant time."""
-        given = [candidate.encode() for candidate in candidates]
-        keys = self.by_name.values()
+        given, keys = [candidate.encode() for candidate in candidates], self.by_name.values()
         same = [key for key in keys if sum(hmac.compare_digest(each, key.secret.encode()) for each in given)]
         return same[0] if same else None
 

@@ -72,9 +72,8 @@ def open_sockets(options: ServerOptions, opened: contextlib.ExitStack) -> dict[s
     Raises OSError for a port that is in use or may not be opened, and ValueError for a protocol that cannot have a
     port, or does not support API keys although keys are set and other machines can reach the server.
     """
-    known = [protocol.name for protocol in PROTOCOLS.values() if protocol.may_have_port]
     for name in options.protocol_ports:
-        checked_choice("a protocol with its own port", name, known)
+        checked_choice("a protocol with its own port", name, [one for one in PROTOCOLS if PROTOCOLS[one].may_have_port])
         if PROTOCOLS[name].run_tcp is not None and options.has_keys and not options.is_local:
             raise ValueError(f"{name} does not support API keys: if keys are set, --host must be a loopback address")
     ports = {HTTP: options.port, **options.protocol_ports}

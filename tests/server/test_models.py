@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import gc
+import itertools
 import json
 
 import numpy as np
@@ -148,6 +149,16 @@ def test_few_weights_of_a_language_model_are_kept(server):
 
 WRONG = {"written": 1, "beam_size": 41, "lm_weight": 3, "blank_penalty": 11, "hotwords": ["\u4e2d"], "language": "de",
          "grammar": ["<digit>"]}  # fmt: skip
+
+
+def test_a_grammar_with_too_many_ways_to_go_on_is_refused(server):
+    """Optional letters: with a few more phrases, one stream took 60 times the work of a plain one."""
+    lines = [" ".join(f"[{letter}]" for letter in letters * 4) + " A" for letters in itertools.permutations("EIOTN")]
+    with server.connect() as client:
+        client.tell(grammar=lines)
+        assert "at most 10000 ways to go on" in client.receive()["message"]
+    with server.connect() as client:
+        client.start(grammar=lines[:20])
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib.metadata import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from u2moe.runtime.server import accounts, log
 from u2moe.runtime.server.launch import open_sockets
 from u2moe.runtime.server.options import ServerOptions
 from u2moe.runtime.server.transport import PacedConnection
+from u2moe.runtime.text.grammar import Grammar
 
 BEYOND = (
     "Content-Length: 5\r\n\r\nhello",
@@ -236,6 +238,7 @@ def test_a_stream_takes_as_many_places_as_it_costs(running, tmp_path):
         assert min(model.costs) >= 1
         model.costs, model.beam_size = (1.0, 2.0, 1.5, 6.0), 10
         assert model.cost(model.stream_options, None) == 1
+        assert model.cost(replace(model.stream_options, grammar=Grammar(lines=["SEVEN"])), None) == 1.5
         path = "/stream?api_key=key-of-bob"
         with server.connect(path) as client:
             client.start(**dear)
