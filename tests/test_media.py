@@ -177,8 +177,10 @@ def test_files_in_a_row_are_read_to_the_last(form):
     first, second = (encoded(speech, RATE, *form) for _ in range(2))
     if form[0] == "MP3":  # with a picture of 2 MB
         first = b"ID3\3\0\0\0\x7f\x7f\x7f" + bytes((1 << 21) - 1) + first
-    assert len(read_audio(first, RATE)) == len(read_audio(first + b"TAG" + bytes(125), RATE)) == length
-    assert 2 * length <= len(read_audio(first + second, RATE)) < 2.2 * length
+    tagged = first + b"TAG" + bytes(125)
+    assert len(read_audio(first, RATE)) == len(read_audio(tagged, RATE)) == length
+    for begin in (first, tagged) if form[0] == "MP3" else (first,):
+        assert 2 * length <= len(read_audio(begin + second, RATE)) < 2.2 * length
 
 
 @pytest.mark.parametrize("num_lost", [0, 100])

@@ -150,8 +150,9 @@ def _continues(stream: BinaryIO, begin: int, num_bytes: int) -> bool:
     stream.seek(begin)
     sync = stream.read(2)
     stream.seek(begin + num_bytes)
-    following = stream.read(3)
-    return following == b"ID3" or following[:2] == sync
+    following = stream.read(_ID3V1 + 3)
+    following = following[_ID3V1:] if following.startswith(b"TAG") else following
+    return following[:3] == b"ID3" or following[:2] == sync
 
 
 def _unbounded(stream: BinaryIO) -> BinaryIO:
@@ -231,6 +232,7 @@ _MOST_CHUNKS = 1000  # of a WAV file before its audio; libsndfile takes 30 s for
 _STATES_TOO_LITTLE = "its header states no audio or too little; perhaps the recorder crashed: it is read to its end"
 _CHUNKS = {b"RIFF": "<4sI", b"RF64": "<4sI", b"FORM": ">4sI"}  # heads of chunks, by the start of WAV and AIFF files
 _TAGS = (b"TAG", b"ID3", b"APET")
+_ID3V1 = 128  # bytes of the tag after an MP3 file
 _OGG_TAIL = 1 << 17  # Bytes at the end of an Ogg file that contain its last page. A page has at most 65307 bytes.
 _OGG_HEADER = 27  # bytes of a page header before the segment lengths; the last is their number, the sixth has flags
 _OGG_LAST_PAGE = 4
