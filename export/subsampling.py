@@ -115,10 +115,8 @@ class Convolutions(Subsampling):
         return g.call(form.function(projection.in_features), features, *weights, *affine(g, projection, f"{name}."))[0]
 
     def _weights(self, g: GraphBuilder) -> list[ir.Value]:
-        """Add the weights and biases of the convolutions, except channels that the next one multiplies only by zeros.
-
-        The demo model has such zeros: it was trained with a quarter of the channels that WeNet's format stores.
-        """
+        """Add the convolutions' weights and biases, except channels that the next one multiplies only by zeros."""
+        # The demo model has such zeros: it was trained with a quarter of the channels that WeNet's format stores.
         values, inputs = list[ir.Value](), slice(None)
         convolutions = cast("Sequence[nn.Conv2d]", self.conv[::2])
         for index, (layer, following) in enumerate(zip(convolutions, [*convolutions[1:], None], strict=True)):

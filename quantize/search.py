@@ -131,10 +131,8 @@ class FormatSearch:
         return self.made
 
     def _keep_limits_on_damage(self) -> None:
-        """Build the smallest bundle whose damage, measured on recordings reserved for judging, is within the limits.
-
-        Each attempt halves the accepted probability of error, so that the intervals of all attempts stay reliable.
-        """
+        """Build the smallest bundle whose damage, measured on recordings reserved for judging, is within the limits."""
+        # Each attempt halves the accepted probability of error, so that the intervals of all attempts stay reliable.
         self._meter.unload()
         lean, doubt, audio = LeanSettings(), DOUBT, self._run.audio
         found = compare(self._run.source.load(lean), self._versions[-1].load(lean), audio.chooses)

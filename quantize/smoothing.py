@@ -259,10 +259,8 @@ def _in_order(made: Sequence[ir.Value], read: Sequence[ir.Value], value: ir.Valu
 
 
 def _exponents(site: ChannelSite, rows: Float | None) -> Exponents:
-    """Return exponents of channel divisors: those that reduce the error most, or zeros if none reduce it enough.
-
-    Without `rows`, errors cannot be measured. The strength is then `UNSEEN`, and small exponents become zero.
-    """
+    """Return exponents of channel divisors: those that reduce the error most, or zeros if none reduce it enough."""
+    # Without `rows`, errors cannot be measured. The strength is then `UNSEEN`, and small exponents become zero.
 
     def by_channel(sizes: Float) -> Float:  # the largest of `sizes` among the rows that read each channel
         result = np.zeros(len(site.columns), np.float32)

@@ -20,6 +20,7 @@ from u2moe.runtime.bundle_location import DEMO_FOLDER
 
 pytestmark = NEEDED
 CANCELLED = "U2MOE_CANCELLED: this stream was cancelled: reset it, or create another"
+FINISHED = "U2MOE_STREAM_ERROR: the input is finished: reset the stream, or create another"
 
 
 @pytest.fixture(scope="module", params=sanitized(THREADS), ids=["plain", "sanitized"])
@@ -51,7 +52,7 @@ def test_streams_in_batches_threads_and_callbacks_have_the_results_that_they_hav
     lines = library.printed("threads", "cancel", DEMO_FOLDER, clips).splitlines()
     waiting = "0.40 s of audio is waiting to be recognised: 0.10 s more would exceed the limit of 0.5 s"
     changed = "U2MOE_AUDIO_ERROR: sample rate changed from 16000 to 8000 Hz in a stream"
-    assert lines == [CANCELLED, CANCELLED, "1 0", "the same", f"U2MOE_QUEUE_FULL: {waiting}", "0.4", changed]
+    assert lines == [CANCELLED, CANCELLED, "1 0", "the same", f"U2MOE_QUEUE_FULL: {waiting}", "0.4", changed, FINISHED]
     with clips.open("rb") as samples:
         done = library.run("captions", DEMO_FOLDER, 16000, 2.5, stdin=samples)
     *partial, last = done.stderr.decode().splitlines()

@@ -155,10 +155,8 @@ def _shapes(entries: Sequence[Mapping[str, Sequence[int]]]) -> list[tuple[str, S
 
 
 def _product(op_type: str, inputs: list[tuple[str, Shape]], outputs: list[tuple[str, Shape]]) -> dict[str, Any]:
-    """Count the work of a matrix product [..., m, k] x [..., k, n] -> [..., m, n], or of a convolution.
-
-    The kernel may transpose either matrix. If onnxruntime packed the right-hand matrix, it is missing from the inputs.
-    """
+    """Count the work of a matrix product [..., m, k] x [..., k, n] -> [..., m, n], or of a convolution."""
+    # The kernel may transpose either matrix. The inputs lack the right-hand matrix if onnxruntime packed it.
     if op_type in _CONVOLUTIONS:
         (kind, weight), out = inputs[1], outputs[0][1]
         return _counts(math.prod(out) * math.prod(weight[1:]), math.prod(weight) * _ELEMENT_BYTES.get(kind, 4))

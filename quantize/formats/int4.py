@@ -92,10 +92,8 @@ class _Int4Rounding(Rounding):
 
 
 def _scales_and_zeros(g: GraphBuilder, steps: ir.Value, scale: ir.Value, *, is_odd: bool) -> list[ir.Value]:
-    """Compute the scales and zero points of all blocks. Two zero points are packed into each byte.
-
-    onnxruntime folds this computation into constants when it loads the graph. It would not fold DequantizeLinear.
-    """
+    """Compute the scales and zero points of all blocks. Two zero points are packed into each byte."""
+    # onnxruntime folds this computation into constants when it loads the graph. It would not fold DequantizeLinear.
     factors = g.op("Cast", g.op("BitwiseAnd", steps, np.array(15, np.uint8)), to=ir.DataType.FLOAT)
     scales = g.op("Mul", factors, g.op("Unsqueeze", scale, [-1]))
     zeros = g.op("BitShift", steps, np.array(4, np.uint8), direction="RIGHT")

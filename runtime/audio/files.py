@@ -262,10 +262,8 @@ def _with_header(stream: BinaryIO, header: bytes) -> BinaryIO:
 
 
 def _unlimited(stream: BinaryIO, name: str) -> bytes | None:
-    """Return a header that states no length, if more audio follows than the file's own states, else None.
-
-    The length is 0 or too small if the recorder crashed. In WAV, it has too few bits for more than 4 GiB.
-    """
+    """Return a header that states no length, if more audio follows than the file's own states, else None."""
+    # The length is 0 or too small if the recorder crashed. In WAV, it has too few bits for more than 4 GiB.
     num_bytes = stream.seek(0, os.SEEK_END)
     stream.seek(0)
     head = stream.read(_LONGEST_HEADER)

@@ -67,10 +67,8 @@ class Commitment:
         return settled
 
     def _shared(self, tokens: Sequence[int], word_starts: bytes) -> Iterator[tuple[float, Beam]]:
-        """For each hypothesis that begins with the committed tokens, yield how many of `tokens` follow, and its beam.
-
-        The number ends in .5 if the next tokens differ, but both begin a word.
-        """
+        """For hypotheses that begin with the committed tokens, yield how many of `tokens` follow, and their beams."""
+        # The number ends in .5 if the next tokens differ, but both begin a word.
         base, node = self.last.depth, self.last
         numbers = {node: 0}
         for number, token in enumerate(tokens, start=1):
@@ -88,10 +86,8 @@ class Commitment:
                 yield number + 0.5 * (differs and word_starts[tokens[number]] and word_starts[following]), beam
 
     def _beats(self, rival: Beam, line: Sequence[Beam], beams: Mapping[Prefix, Beam]) -> bool:
-        """Return whether `rival` beats every beam of `line`, which begins with the shortest.
-
-        For each longer beam, `rival` is first extended by the tokens that this beam adds to the one before it.
-        """
+        """Return whether `rival` beats every beam of `line`, which begins with the shortest."""
+        # For each longer beam, `rival` is first extended by the tokens that this beam adds to the one before it.
         better: Prefix | None = rival.prefix
         depth = line[0].prefix.depth
         for beam in line:

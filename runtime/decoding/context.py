@@ -130,10 +130,8 @@ class ContextGraph:
         return self._next[state][character]
 
     def _link(self) -> list[int]:
-        """Compute failure links: for each state, the longest proper suffix that begins a phrase.
-
-        Each state also gets its suffixes' completed bonuses. Its partial bonus is raised to the largest of theirs.
-        """
+        """Compute failure links: for each state, the longest proper suffix that begins a phrase."""
+        # Each state also gets its suffixes' completed bonuses. Its partial bonus is raised to the largest of theirs.
         fail = [0] * len(self._next)
         queue = deque(self._next[0].values())
         while queue:

@@ -186,10 +186,8 @@ def _installed_file() -> Path:
 
 
 def _whole_windows(buffers: Iterable[npt.NDArray[np.float32]]) -> Iterator[npt.NDArray[np.float32]]:
-    """Yield complete windows, a limited number at a time, after the context of the first of them.
-
-    The context of the first window is silence, and so is what is missing in the last window.
-    """
+    """Yield complete windows, a limited number at a time, after the context of the first of them."""
+    # The context of the first window is silence, and so is what is missing in the last window.
     rest = np.zeros(_CONTEXT, np.float32)
     for buffer in buffers:
         for start in range(0, len(buffer), _MAX_WINDOWS * _WINDOW):

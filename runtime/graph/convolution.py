@@ -132,10 +132,8 @@ class ReducingConvolution:
 def _over_time(
     g: GraphBuilder, x: ir.Value, channels: int, kernel: int, taps: Values, pads: list[int], **strides: Any
 ) -> ir.Value:
-    """Convolve x [batch, time, channels] as an image; `taps` are a weight and optionally a bias.
-
-    onnxruntime has no fast 1-D convolution, but it merges the two transpositions of four axes into its layout changes.
-    """
+    """Convolve x [batch, time, channels] as an image; `taps` are a weight and optionally a bias."""
+    # onnxruntime has no fast 1-D convolution but merges the two transpositions of four axes into its layout changes.
     image = g.op("Transpose", g.op("Unsqueeze", x, [1]), perm=[0, 3, 1, 2])
     y = g.op("Conv", image, *taps, group=channels, kernel_shape=[1, kernel], pads=pads, **strides)
     return g.op("Squeeze", g.op("Transpose", y, perm=[0, 2, 3, 1]), [1])

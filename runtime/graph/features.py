@@ -41,10 +41,8 @@ def fbank(g: GraphBuilder, samples: ir.Value, config: FeatureConfig) -> ir.Value
 
 
 def _emphasised(g: GraphBuilder, samples: ir.Value, config: FeatureConfig, *, is_first_used: bool) -> ir.Value:
-    """Return frames [batch, frames, frame_len] after mean removal and pre-emphasis, in double precision.
-
-    The first sample of a frame is correct only if `is_first_used`. Most window functions multiply it by 0.
-    """
+    """Return frames [batch, frames, frame_len] after mean removal and pre-emphasis, in double precision."""
+    # The first sample of a frame is correct only if `is_first_used`. Most window functions multiply it by 0.
     length, shift = config.frame_len, config.shift_len
     # Frames overlap by whole blocks. Gathering blocks is much faster than gathering samples.
     block = math.gcd(length, shift)

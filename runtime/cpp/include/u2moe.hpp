@@ -121,6 +121,7 @@ struct RecognizerOptions : Options<u2moe_recognizer_options, u2moe_recognizer_op
 /// Set the function that receives log messages of the library and of onnxruntime; see u2moe_set_log. The function object is
 /// never destroyed.
 inline void set_log(std::function<void(int severity, const std::string& origin, const std::string& message)> log) {
+  if (!log) return check(u2moe_set_log(nullptr, nullptr));
   using Log = decltype(log);
   const auto call = [](void* context, std::int32_t severity, const char* origin, const char* message) {
     (*static_cast<Log*>(context))(severity, origin, message);

@@ -44,7 +44,7 @@ class Bundle {
   /// Path of a file of the bundle, or only the file's name if the bundle has no folder.
   std::string path(const std::string& name) const {
     const std::string* const folder = std::get_if<std::string>(&location_);
-    return folder ? *folder + "/" + name : name;
+    return folder && !folder->empty() ? *folder + "/" + name : name;
   }
 
   /// Return the content of a file after comparing its size and SHA-256 with the manifest. The file is read only once.

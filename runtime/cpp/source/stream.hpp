@@ -86,7 +86,10 @@ class Stream {
     });
     const auto second = static_cast<std::size_t>(sample_rate);
     for (std::size_t begin = 0; begin < num; begin += second) {
-      locked([&] { append(sample_rate, Floats(samples + begin, samples + std::min(begin + second, num))); });
+      locked([&] {
+        check_usable();  // another thread may finish or cancel meanwhile
+        append(sample_rate, Floats(samples + begin, samples + std::min(begin + second, num)));
+      });
       decode_claimed({this});
     }
   }
