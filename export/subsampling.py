@@ -117,7 +117,8 @@ class Convolutions(Subsampling):
     def _weights(self, g: GraphBuilder) -> list[ir.Value]:
         """Add the convolutions' weights and biases, except channels that the next one multiplies only by zeros."""
         # The demo model has such zeros: it was trained with a quarter of the channels that WeNet's format stores.
-        values, inputs = list[ir.Value](), slice(None)
+        values = list[ir.Value]()
+        inputs: slice | Tensor = slice(None)
         convolutions = cast("Sequence[nn.Conv2d]", self.conv[::2])
         for index, (layer, following) in enumerate(zip(convolutions, [*convolutions[1:], None], strict=True)):
             kept = _used_inputs(following)
