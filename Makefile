@@ -10,8 +10,7 @@ COMPILER := $(shell command -v $(CXX))
 NPM := $(shell command -v npm)
 BROWSER = examples/browser
 NODE_MODULES = $(BROWSER)/node_modules/.package-lock.json
-BY_FILE = --dist loadfile --no-loadscope-reorder
-WORKERS = -n $(shell $(PYTHON) -c "import os; print(1 + os.cpu_count())") $(BY_FILE)
+WORKERS = -n logical --dist loadfile --no-loadscope-reorder
 # The kernels' library also contains the search of the C++ runtime.
 KERNELS = $(shell git ls-files runtime/kernels runtime/cpp/include runtime/cpp/source)
 # C++, JavaScript and the demo model are separate distributions; the server's page uses JavaScript's microphone.
@@ -70,16 +69,16 @@ types: .venv/ready
 docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict
 
-# One process more than cores, since some tests wait in real time. The tests of a file share fixtures, so a file stays in one process. Files run in the order of their
-# names; xdist would start files with few tests last, and the slowest are among them. If a compiler is found, tests use the native
-# kernels, and some also run on onnxruntime without them. If npm is found, JavaScript is tested.
+# The tests of a file share fixtures, so a file stays in one process. Files run in the order of their names; xdist would start files
+# with few tests last, and the slowest are among them. If a compiler is found, tests use the native kernels, and some also run on
+# onnxruntime without them. If npm is found, JavaScript is tested.
 unit: .venv/ready $(if $(COMPILER),.venv/kernels) $(if $(NPM),$(NODE_MODULES))
 	@$(if $(NPM),,echo "no npm: skipping the tests of the JavaScript module and its page")
 	.venv/bin/pytest $(WORKERS)
 
 fast: .venv/ready $(if $(COMPILER),.venv/kernels)
 	@$(if $(COMPILER),,echo "NO COMPILER: skipping the kernels' tests, which also check tables shared with Python")
-	.venv/bin/pytest -n logical $(BY_FILE) -m 'not slow and not endurance' --ignore tests/server --ignore tests/endurance
+	.venv/bin/pytest $(WORKERS) -m 'not slow and not endurance' --ignore tests/server --ignore tests/endurance
 
 # The runtime with the lowest versions that it supports.
 oldest: .venv-oldest/ready
