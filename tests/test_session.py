@@ -95,6 +95,7 @@ def test_providers_are_told_and_session_options_of_the_caller_used(model, bundle
     bundle.load(SessionSettings(sess_options=options))
     assert SessionSettings(num_threads=2).session_options().intra_op_num_threads == 2
     assert SessionSettings().session_options().intra_op_num_threads == 1
+    assert not SessionSettings().session_options().enable_mem_reuse
 
 
 @pytest.mark.parametrize(("settings", "message"), [

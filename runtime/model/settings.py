@@ -133,6 +133,7 @@ class SessionSettings:
         options.intra_op_num_threads = self.num_threads or 1
         options.inter_op_num_threads = 1
         options.enable_mem_pattern = False
+        options.enable_mem_reuse = False  # planning it takes onnxruntime 1.24 to 1.31 two seconds per encoder
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 4  # a library must not print; the caller gets errors as exceptions
         (kernels or self.chosen).register(options)

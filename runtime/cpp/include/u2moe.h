@@ -359,7 +359,7 @@ typedef struct u2moe_transcriber_callbacks {
 
 U2MOE_API u2moe_error u2moe_transcriber_callbacks_init(u2moe_transcriber_callbacks *callbacks, size_t size);
 /* Create a transcriber. It recognises one source in its own thread, and always ends utterances by endpoint rules. `options`
- * NULL: the defaults. */
+ * NULL: the defaults. Free it before `main` returns, because onnxruntime cannot run after that. */
 U2MOE_API u2moe_error u2moe_transcriber_create(u2moe_recognizer recognizer, const u2moe_stream_options *options,
                                                const u2moe_transcriber_callbacks *callbacks, u2moe_transcriber *transcriber);
 /* Same as u2moe_stream_feed. */
