@@ -1,13 +1,13 @@
 """How do attacks or a slower machine affect the speakers that `u2moe serve` has accepted?
 
-    python -m u2moe.benchmarks.studies.hostile [--kinds KIND...] [--speakers 8] [--rounds 5] [--minutes 0] [--cores 0]
+    python -m u2moe.benchmarks.studies.hostile [--kinds KIND...] [--speakers 8] [--rounds 9] [--minutes 0] [--cores 0]
 
-docs/results/serving.md explains the method. The median round counts, since the latencies of single rounds vary. The
-rounds of an attack are saved immediately, and later runs skip it. Attackers run in a separate process. Each attack has
-its own API key, which allows eight streams. --cores are the server's cores: start this script with `taskset` on other
-cores. In "slower", a busy process starts there when all speakers are accepted; in "slower, lower priority" at nice 10.
-The controls keep the clients' cores busy, or add streams, instead.
-If other programs are running, start this script with nice -n -15.
+docs/results/serving.md explains the method. Rounds without and under attack alternate, since the machine's speed
+drifts; the median round of each counts. The rounds of an attack are saved immediately, and later runs skip it.
+Attackers run in a separate process. Each attack has its own API key, which allows eight streams. --cores are the
+server's cores: start this script with `taskset` on other cores. In "slower", a busy process starts there when all
+speakers are accepted; in "slower, lower priority" at nice 10. The controls keep the clients' cores busy, or add
+streams, instead. If other programs are running, start this script with nice -n -15.
 """
 
 import argparse
@@ -251,21 +251,21 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             show_progress(f"{kind}: {count} speakers")
             first = first or load.results_alone(server.url, buffers)
             listen(server, buffers, count, first)  # warm-up: the first round after the start is the slowest
-            before = _middle([listen(server, buffers, count, first) for _ in range(args.rounds)])
-            cores = [int(core) for core in (args.cores or "0").split(",")]
-            if kind == CONTROL:
-                cores = sorted(os.sched_getaffinity(0))
+            own = map(int, (args.cores or "0").split(","))
+            cores = sorted(os.sched_getaffinity(0) if kind == CONTROL else own)
             names = [name for name in ATTACKS if name != MORE] if is_mixture else [kind]
             work = (burn, cores, niceness) if kind in SLOWER else (attack, server.port, names)
-            with meanwhile(*work):
-                deadline = time.monotonic() + 60 * args.minutes * is_mixture
-                rounds: list[Any] = []
-                while len(rounds) < args.rounds or time.monotonic() < deadline:
-                    received = listen(server, buffers, count, first)
-                    # Keep only the numbers for the page, because an hour has hundreds of rounds.
-                    rounds.append({name: {"p95": round(received[name]["p95"], 4)} for name in ("partial", "health")})
-                    rounds[-1] |= {name: received[name] for name in ("rss", "num_failed", "num_refused")}
-        content["cells"][cell] = {"speakers": count, "before": before, "rounds": rounds}
+            before, rounds = list[Any](), list[Any]()
+            for number in range(args.rounds):
+                before.append(listen(server, buffers, count, first))
+                with meanwhile(*work):
+                    end = time.monotonic() + 60 * args.minutes * is_mixture / args.rounds
+                    while len(rounds) <= number or time.monotonic() < end:
+                        received = listen(server, buffers, count, first)
+                        # Keep only the numbers for the page, because an hour has hundreds of rounds.
+                        p95 = {name: {"p95": round(received[name]["p95"], 4)} for name in ("partial", "health")}
+                        rounds.append(p95 | {name: received[name] for name in ("rss", "num_failed", "num_refused")})
+        content["cells"][cell] = {"speakers": count, "before": _middle(before), "rounds": rounds}
         record(args.results, content)
     return content
 
@@ -314,7 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds, metavar="KIND", help=", ".join(kinds))
     parser.add_argument("--speakers", type=int, default=8, metavar="N", help="number of speakers (default: 8)")
     parser.add_argument("--seconds", type=float, default=15.0, help="seconds of speech per speaker (default: 15)")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds before and during (default: 5)")
+    parser.add_argument("--rounds", type=int, default=9, metavar="N", help="rounds before and during (default: 9)")
     parser.add_argument(
         "--minutes", type=float, default=0.0, help="minutes of all attacks together (default: --rounds)"
     )

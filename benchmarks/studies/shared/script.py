@@ -1,6 +1,7 @@
 """The command line of studies: options and errors. Also runs `u2moe` in separate processes, to measure memory."""
 
 import argparse
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -50,6 +51,7 @@ def named(text: str) -> tuple[str, str]:
 def script(main: Main) -> Main:
     """Decorate the last function: call it if the module is a program, and exit; after an error, print it in a line."""
     if main.__module__ == "__main__":
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends servers and attackers, too
         try:
             sys.exit(main())
         except (U2moeError, OSError, ValueError, RuntimeError, subprocess.SubprocessError) as error:
