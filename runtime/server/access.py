@@ -14,14 +14,14 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from u2moe.runtime.server.accounts import address_of
 from u2moe.runtime.server.errors import RequestError, error_response
 from u2moe.runtime.server.log import REQUEST_ID, Metrics
 from u2moe.runtime.server.options import LOOPBACK, ServerOptions
 from u2moe.runtime.server.transport import ANSWERS
 from u2moe.runtime.validation import checked_integer, refused_as
 
-KEY_SUBPROTOCOLS = ("openai-insecure-api-key.", "u2moe-api-key.")
-"""Prefixes of WebSocket subprotocols that carry a key. Web pages need them because they cannot set headers."""
+KEY_SUBPROTOCOLS = ("openai-insecure-api-key.", "u2moe-api-key.")  # before a key, as web pages cannot set headers
 KEY = "u2moe.key"  # name of the scope entry with a request's API key; the entry is None if the request has no valid key
 OWN_PATH = "u2moe.path"  # name of the state entry with the WebSocket path that `/` stands for, on a protocol's own port
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -130,9 +130,8 @@ class Access:
 
     async def _guard(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        origin = headers.get("origin")
-        is_own_page = origin is not None and _parts_of(origin).netloc == headers.get("host")
-        may_connect = origin is None or {"*", origin} & self._origins or is_own_page
+        host, origin = _parts_of(f"//{headers.get('host', '')}").hostname or "localhost", headers.get("origin")
+        may_connect = origin is None or {"*", origin} & self._origins or _parts_of(origin).netloc == headers.get("host")
         path = scope["state"][OWN_PATH] if scope["path"] == "/" else None
         is_own = path is not None and scope["type"] == "websocket"
         key = self._keys.find(_candidates(headers, scope))
@@ -142,7 +141,7 @@ class Access:
             told = "a request may have Transfer-Encoding or Content-Length, not both"
             refusal = error_response(RequestError(told, code="length"), 400, {"Connection": "close"})
             await refusal(scope, receive, send)
-        elif self._is_local and _parts_of(f"//{headers.get('host', '')}").hostname not in (None, *LOOPBACK):
+        elif self._is_local and host not in LOOPBACK and not getattr(address_of(host), "is_loopback", False):
             told = "this server only answers to the host name localhost; behind a proxy it needs --forwarded-allow-ips"
             await self._refuse("host", 403, told, "host")(scope, receive, send)
         elif scope.get("method") not in _READING and not is_own and not may_connect:

@@ -169,7 +169,7 @@ def parse_object(message: str | bytes, *, may_be_binary: bool = False) -> dict[s
         text = message if isinstance(message, str) else message.decode()  # json would also accept UTF-16
         if (num_commas := text.count(",")) > _MAX_COMMAS:
             raise RequestError(f"JSON may have at most {_MAX_COMMAS} commas, got {num_commas}")
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=int)  # fails for NaN and Infinity, which are not JSON
         if _HALF_CHARACTER.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:

@@ -228,6 +228,7 @@ void misuse(char** argv) {
   refuse([](u2moe::StreamOptions& options) { options.search = "viterbi"; });
   refuse([](u2moe::StreamOptions& options) { options.length_penalty = 11; });
   refuse([](u2moe::StreamOptions& options) { options.rules[1] = {0, std::nan(""), 1}; });
+  refuse([](u2moe::StreamOptions& options) { options.rules[2] = {0, 0, HUGE_VAL}; });
   u2moe::StreamOptions earlier;
   earlier.size = offsetof(u2moe_stream_options, length_penalty);
   earlier.length_penalty = 11;  // beyond its end

@@ -302,5 +302,5 @@ def test_names_that_lead_here_but_are_none_of_ours(server):
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "host")
     own_port = f"http://127.0.0.1:{server.ports['vosk']}/"
     assert httpx.get(own_port, headers=headers, trust_env=False).status_code == 403
-    for name in ("localhost", "[::1]:8000", "127.0.0.1"):
+    for name in ("localhost", "[::1]:8000", "127.0.0.1", "[0:0:0:0:0:0:0:1]:8000"):
         assert server.get("/", headers={"Host": name}).status_code == 200

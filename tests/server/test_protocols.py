@@ -76,6 +76,7 @@ def test_a_port_of_its_own(server, speech, texts, name):
     ("/stream", ["{}", b"\0"], "multiple of 2 bytes"),
     ("/stream", ["{}", "hello"], "invalid JSON"),
     ("/stream", ["{}", '{"type": "stop"}'], "'stop'"),
+    ("/stream", ['{"sample_rate": -Infinity}'], "invalid JSON"),
     ("/stream", [r'{"hotwords": ["\ud83d"]}'], "surrogate"),
     ("/stream", [r'{"hotwords": ["\ud83d\ude00"]}'], "\U0001f600"),  # a complete pair
     ("/stream", ['{"encoding": "pcm_f32le"}', np.full(1000, np.nan, np.float32).tobytes()], "NaN"),

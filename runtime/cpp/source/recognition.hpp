@@ -43,7 +43,10 @@ struct StreamOptions : StreamNumbers, EndpointOptions {
     if (pause != 0) check_range("pause", pause, kShortestPauseS, 1e9);
     check_range("turn", turn, 0, 1);
     for (const std::optional<EndpointRule>& rule : rules) {
-      if (rule && !rule->is_valid()) fail<InvalidArgument>("endpoint rules need silence or a length above 0 seconds");
+      if (!rule) continue;
+      check_range("min_trailing_silence", rule->min_trailing_silence, 0, 1e9);
+      check_range("min_utterance_length", rule->min_utterance_length, 0, 1e9);
+      if (!rule->is_valid()) fail<InvalidArgument>("endpoint rules need silence or a length above 0 seconds");
     }
     if (hotwords && !hotwords->is_of(vocabulary)) fail<InvalidArgument>("hotwords are for the vocabulary of another bundle");
     if (language_model && !language_model->is_of(vocabulary)) {
