@@ -33,7 +33,6 @@ _CLOSE_S = 10.0  # seconds for which a closed connection is read; otherwise the 
 _MOST_OPEN_S = 0.5  # seconds of work on an incomplete message; a long one takes 5 ms, unless it has a million fragments
 _DEAF_BYTES = 64 << 10  # maximum bytes passed on after the end of a WebSocket; they may contain its close frame
 _PROBE = b"HTTP/1.1 100 Continue\r\n\r\n"  # HTTP/1.1 clients ignore it; the system of a lost client answers by a reset
-_REFUSAL = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 ANSWERS = ("http.response.start", "websocket.accept", "websocket.http.response.start")  # messages that begin a response
 _FORWARDED = ("can_write_eof", "get_write_buffer_size", "is_reading", "set_write_buffer_limits")
 """Methods of the transport that a newer inner protocol may call, and that a connection need not change."""
@@ -63,7 +62,7 @@ class PacedConnection(asyncio.BufferedProtocol):
         self._deadline = self._loop.time() + _REQUEST_S if is_http else math.inf  # for a request or for closing
         self._request: Scope | None = None  # current HTTP request
         self._is_held = self._has_ended = self._is_closing = False
-        self._is_whole = self._is_answered = self._is_served = False  # body read; response begun; application called
+        self._is_whole = self._is_answered = False  # body read; response begun
         self._unread: tuple[float, int] | None = None  # time of the last check, and number of unread bytes at that time
         self._num_open, self._open_s = 0, 0.0  # bytes and work since the last complete message
         self._num_left = sys.maxsize  # bytes that may still be passed on
@@ -120,15 +119,8 @@ class PacedConnection(asyncio.BufferedProtocol):
     # The next methods, `close`, `abort`, `get_extra_info` and `_FORWARDED` are the transport of the inner protocol.
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        """Switch to a WebSocket protocol. If its handshake was invalid, close the connection."""
+        """Switch to a WebSocket protocol."""
         self.inner = protocol
-        self._is_served = False
-        self._loop.call_soon(self._refuse_unless_served)
-
-    def _refuse_unless_served(self) -> None:
-        if not (self._is_served or self._is_closing):
-            self._transport.write(_REFUSAL)
-            self.close()
 
     def is_closing(self) -> bool:
         """Return whether nothing more is sent."""
@@ -221,7 +213,6 @@ class PacedConnection(asyncio.BufferedProtocol):
 
     async def serve(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request or a WebSocket."""
-        self._is_served = True
         is_http = scope["type"] == "http"
         self._deadline, self._num_open, self._open_s = math.inf, 0, 0.0
         self._request = scope if is_http else None

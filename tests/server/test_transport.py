@@ -39,7 +39,7 @@ CHUNKED = POST.format(version="1.1", length=9, more="").replace("Content-Length:
 
 
 @pytest.mark.parametrize(("sent", "status", "told"), [
-    *((UPGRADE + beyond, 400, "") for beyond in BEYOND),
+    *((UPGRADE + beyond, 4, "") for beyond in BEYOND),  # 400, or 431 from websockets 17 on
     ("\x16\x03\x01\x02\0\x01\0", 400, ""),
     ("GET\r\n\r\n", 400, ""),
     ("GET / HTTP/1.1\r\nHost: localhost\r\nHost: b\r\n\r\n", 400, ""),
@@ -55,7 +55,7 @@ CHUNKED = POST.format(version="1.1", length=9, more="").replace("Content-Length:
 def test_what_is_odd_is_no_error_of_the_server(server, caplog, sent, status, told):
     num_open, num_failed = server.server.connections.num_open, server.metric("failures", "request")
     answer = server.answer(sent.encode()).decode()
-    assert answer.startswith(f"HTTP/1.1 {status} ")
+    assert answer.startswith(f"HTTP/1.1 {status}")
     assert told in answer
     server.wait_until(lambda: server.server.connections.num_open <= num_open)
     is_counted = sent.removeprefix(UPGRADE) in BEYOND
