@@ -188,7 +188,7 @@ def ratio(content: Mapping[str, Any], mode: str, case: Case, other: Case) -> Spr
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for pages: tables for all machines, and each number from the last machine that provides it."""
+    """Return the values for pages: tables for all machines, and each number from the first machine that provides it."""
     found = {case.model: f"{parameters(case.model)[0]:.0f}" for case in CASES}
     active, of_dense = (parameters(case.model)[1] for case in (INT8, DENSE))
     found |= {f"{MIXTURE}.active": f"{active:.0f}", "active": f"{active / of_dense:.2f}"}
@@ -197,7 +197,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         **EQUALS, "gain": (PLAIN_INT8, INT8), "int4": (INT4, PLAIN_DENSE), "int8": (INT8, PLAIN_DENSE),
         "dense": (INT4, DENSE), "dense_1b": (PLAIN_LARGE, PLAIN_INT8),
     }  # fmt: skip
-    for content in results["machines"].values():
+    for content in reversed(results["machines"].values()):
         found["touched"] = f"{content['touched']:.1f}"
         for name, pair in pairs.items():
             for mode in MODES:

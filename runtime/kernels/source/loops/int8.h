@@ -61,6 +61,8 @@ inline void tile8(const typename V::Code* codes, size_t stride, const uint8_t* w
       U2MOE_PREFETCH(ahead.next, 2);
       ahead.next += kLine;
     }
+    if (V::kFar8 > 0 && ahead.mask == SIZE_MAX)
+      for (size_t i = 0; i < kBlock * 4; i += kLine) U2MOE_PREFETCH(weights + V::kFar8 + i, 2);
     typename V::Weights w[P];
     U2MOE_UNROLL for (int p = 0; p < P; p++) w[p] = V::load_weights(weights + p * kPanel * 4);
     weights += kBlock * 4;

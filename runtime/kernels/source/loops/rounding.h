@@ -10,7 +10,7 @@ namespace {
 template <class V>
 class Divisor {
  public:
-  explicit Divisor(float by) : by_(V::set(by)), inverse_(V::set(1.0f / by)) {
+  explicit Divisor(float by) : by_(V::set(by)), minus_(V::set(-by)), inverse_(V::set(1.0f / by)) {
     uint32_t bits;
     std::memcpy(&bits, &by, 4);
     is_plain_ = by > 1e-25f && by < 1e25f && (bits & 0x7FFFFF) != 0x7FFFFF;
@@ -18,11 +18,11 @@ class Divisor {
   typename V::Floats divide(typename V::Floats x) const {
     if (!is_plain_) return V::div(x, by_);
     const auto quotient = V::mul(x, inverse_);
-    return V::fma(V::fma(V::mul(quotient, V::set(-1.0f)), by_, x), inverse_, quotient);
+    return V::fma(V::fma(quotient, minus_, x), inverse_, quotient);
   }
 
  private:
-  typename V::Floats by_, inverse_;
+  typename V::Floats by_, minus_, inverse_;
   bool is_plain_;
 };
 

@@ -37,9 +37,10 @@ struct Tiles {
   static void dot() {
     for (size_t m = 0; m < shapes.rows[A]; m++)
       for (size_t n = 0; n < 16; n++) {
-        int32_t sum;
+        uint32_t sum;  // wraps around
         std::memcpy(&sum, &data[C][m][4 * n], 4);
-        for (size_t k = 0; k < 64; k++) sum += data[A][m][k] * static_cast<int8_t>(data[B][k / 4][4 * n + k % 4]);
+        for (size_t k = 0; k < 64; k++)
+          sum += static_cast<uint32_t>(data[A][m][k] * static_cast<int8_t>(data[B][k / 4][4 * n + k % 4]));
         std::memcpy(&data[C][m][4 * n], &sum, 4);
       }
   }

@@ -26,6 +26,7 @@ struct Avx2 {
   struct Wide;
 #endif
   static constexpr size_t kPanels = 1;
+  static constexpr ptrdiff_t kFar8 = 0;
   static constexpr int kZero = 128;
   using Code = uint8_t;
   using Weights = Ints;

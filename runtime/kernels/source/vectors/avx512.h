@@ -10,6 +10,7 @@ namespace {
 struct Avx512 {
   static constexpr const char* kName = "avx512-vnni";
   static constexpr size_t kRows = 14, kPanels = 2;
+  static constexpr ptrdiff_t kFar8 = 0;
   static constexpr int kZero = 128;  // the instruction multiplies unsigned activations by signed weights
   using Wide = Avx512;  // also for weights whose pairs of products exceed 16 bits
   using Code = uint8_t;

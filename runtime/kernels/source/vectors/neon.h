@@ -14,6 +14,7 @@ struct Neon {
   static constexpr const char* kName = "neon";
 #endif
   static constexpr size_t kRows = 6, kPanels = 1;
+  static constexpr ptrdiff_t kFar8 = 0;
   static constexpr int kZero = 0;
   using Wide = Neon;  // also for weights whose pairs of products exceed 16 bits
   using Code = int8_t;

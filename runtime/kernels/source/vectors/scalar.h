@@ -10,6 +10,7 @@ namespace {
 struct Scalar {
   static constexpr const char* kName = "scalar";
   static constexpr size_t kRows = 4, kPanels = 1;
+  static constexpr ptrdiff_t kFar8 = 0;  // bytes by which int8 products with few rows prefetch weights; 0: not at all
   static constexpr int kZero = 0;
   using Wide = Scalar;  // also for weights whose pairs of products exceed 16 bits
   using Code = int8_t;
