@@ -191,7 +191,9 @@ def meanwhile(work: Callable[..., None], *given: Any) -> Iterator[None]:
     process = context.Process(target=work, args=(has_begun, *given))
     process.start()
     try:
-        has_begun.wait()
+        while not has_begun.wait(1.0):
+            if not process.is_alive():
+                raise RuntimeError(f"{work.__name__} ended before it began")
         time.sleep(_AHEAD_S)
         yield
         if not process.is_alive():
