@@ -9,7 +9,29 @@
 
 namespace {
 
+using u2moe::Then;
+
 constexpr size_t kNear = U2MOE_NEAR;  // bytes by which the first reader of weights prefetches ahead
+
+// Completes a vector of elements of row `m` as `then` specifies, and writes the first `left` of them to `to`. `unit` and
+// `scale` are explained at `Product`.
+template <class V>
+inline void finish_vector(const Product& p, Then then, size_t m, typename V::Floats unit, typename V::Floats scale,
+                          typename V::Floats bias, float* to, size_t left) {
+  if (then == Then::scatter) {
+    const auto sum = V::fma(scale, unit, load_part<V>(to, left));
+    return store_part<V>(to, V::fma(V::set(p.share[m]), bias, sum), left);
+  }
+  auto y = V::add(V::mul(unit, scale), bias);
+  if (then == Then::hidden) y = activate<V>(y, p.activation);
+  if (then == Then::gated) y = V::mul(load_part<V>(to, left), y);
+  store_part<V>(to, y, left);
+}
+
+// Returns where the elements of row `m` go.
+inline float* row_of(const Product& p, size_t m) {
+  return p.out + (p.then == Then::scatter ? p.token[m] : m) * p.out_stride;
+}
 
 // Completes elements of a matrix product as `Product::then` specifies: `rows` rows, starting at row `row`, and at most
 // `width` columns, starting at column `first`. `unit` contains these elements times the scales of their columns.
@@ -20,22 +42,9 @@ inline void finish(const Product& p, size_t row, size_t rows, size_t first, size
   const size_t columns = p.n - first < width ? p.n - first : width;
   for (size_t m = row; m < row + rows; m++, unit += kBlock) {
     const auto scale = V::set(p.scale ? p.scale[m] : 1.0f);
-    if (p.then == Then::scatter) {
-      float* to = p.out + p.token[m] * p.out_stride + first;
-      const auto share = V::set(p.share[m]);
-      for (size_t c = 0; c < columns; c += kPanel) {
-        const auto sum = V::fma(scale, V::load(unit + c), load_part<V>(to + c, columns - c));
-        store_part<V>(to + c, V::fma(share, V::load(bias + c), sum), columns - c);
-      }
-    } else {
-      float* to = p.out + m * p.out_stride + first;
-      for (size_t c = 0; c < columns; c += kPanel) {
-        auto y = V::add(V::mul(V::load(unit + c), scale), V::load(bias + c));
-        if (p.then == Then::hidden) y = activate<V>(y, p.activation);
-        if (p.then == Then::gated) y = V::mul(load_part<V>(to + c, columns - c), y);
-        store_part<V>(to + c, y, columns - c);
-      }
-    }
+    float* to = row_of(p, m) + first;
+    for (size_t c = 0; c < columns; c += kPanel)
+      finish_vector<V>(p, p.then, m, V::load(unit + c), scale, V::load(bias + c), to + c, columns - c);
   }
 }
 
