@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import websockets
 from dialects import PATIENCE_S, UPGRADE, upload, wyoming_event
 
 from u2moe.runtime import server as server_package
@@ -31,6 +32,7 @@ BEYOND = (
     "".join(f"X-{number}: a\r\n" for number in range(130)) + "\r\n",
     f"X-Long: {'a' * 9000}\r\n\r\n",
 )
+TOO_LONG = 431 if int(websockets.__version__.split(".")[0]) >= 17 else 400  # answer to headers beyond the limits
 POST = (
     "POST /v1/audio/transcriptions HTTP/{version}\r\nHost: localhost\r\nContent-Length: {length}\r\n"
     "Content-Type: multipart/form-data; boundary=x{more}\r\n\r\n"
@@ -39,7 +41,7 @@ CHUNKED = POST.format(version="1.1", length=9, more="").replace("Content-Length:
 
 
 @pytest.mark.parametrize(("sent", "status", "told"), [
-    *((UPGRADE + beyond, 4, "") for beyond in BEYOND),  # 400, or 431 from websockets 17 on
+    *((UPGRADE + beyond, status, "") for beyond, status in zip(BEYOND, (400, 400, TOO_LONG, TOO_LONG), strict=True)),
     ("\x16\x03\x01\x02\0\x01\0", 400, ""),
     ("GET\r\n\r\n", 400, ""),
     ("GET / HTTP/1.1\r\nHost: localhost\r\nHost: b\r\n\r\n", 400, ""),
@@ -55,7 +57,7 @@ CHUNKED = POST.format(version="1.1", length=9, more="").replace("Content-Length:
 def test_what_is_odd_is_no_error_of_the_server(server, caplog, sent, status, told):
     num_open, num_failed = server.server.connections.num_open, server.metric("failures", "request")
     answer = server.answer(sent.encode()).decode()
-    assert answer.startswith(f"HTTP/1.1 {status}")
+    assert answer.startswith(f"HTTP/1.1 {status} ")
     assert told in answer
     server.wait_until(lambda: server.server.connections.num_open <= num_open)
     is_counted = sent.removeprefix(UPGRADE) in BEYOND
