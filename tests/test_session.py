@@ -1,4 +1,5 @@
 import dataclasses
+import types
 
 import numpy as np
 import onnx
@@ -9,6 +10,8 @@ from static_damage import SHORTER, damaged, shorter
 
 from u2moe.runtime import Bundle, BundleError, ProviderError, Recognizer
 from u2moe.runtime.bundle import contract
+from u2moe.runtime.model import native
+from u2moe.runtime.model import session as model_session
 from u2moe.runtime.model.session import Session
 from u2moe.runtime.model.settings import SessionSettings
 
@@ -62,6 +65,40 @@ def test_openvino_never_gets_what_it_crashes_on(quantized, monkeypatch, recipe):
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_args, **_options: pytest.fail("a session was made"))
     with pytest.raises(ProviderError, match=r"OpenVINOExecutionProvider of onnxruntime 1\.24\.1 cannot compute"):
         bundle.load(SessionSettings(providers=["OpenVINOExecutionProvider"]))
+
+
+@pytest.fixture
+def without_products(monkeypatch):
+    """onnxruntime 1.21 to 1.24 on a processor with AMX: some integer products remain unset."""
+    real = onnxruntime.InferenceSession
+
+    def made(graph, *args, **options):
+        found = real(graph, *args, **options)
+        if graph is not model_session._PRODUCT:
+            return found
+        products = found.run(None, {"a": np.ones((64, 4), np.uint8)})[0]
+        assert (products == 4).all()
+        products[31, 16] = 1971716868
+        return types.SimpleNamespace(run=lambda *_: [products])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", made)
+    model_session._loses_products.cache_clear()
+    yield
+    model_session._loses_products.cache_clear()
+
+
+@pytest.mark.usefixtures("without_products")
+def test_quantized_graphs_are_refused_where_integer_products_are_wrong(bundle, quantized):
+    onnxruntime_only = SessionSettings(kernels="onnxruntime")
+    with pytest.raises(ProviderError, match=r"\.onnx: onnxruntime .* multiplies integers wrongly.*: install"):
+        quantized("int8").load(onnxruntime_only)
+    assert bundle.load(onnxruntime_only)
+    if native.choose_kernels("auto", [native.CPU]).native:
+        assert quantized("int8").load(SessionSettings(kernels="native"))
+
+
+def test_this_onnxruntime_multiplies_integers_correctly():
+    assert not model_session._loses_products()
 
 
 def test_openvino_gets_graphs_without_functions_if_it_refuses_them(bundle, model, monkeypatch):

@@ -1,6 +1,7 @@
 """How many live speakers does `u2moe serve` sustain, compared with sherpa-onnx's server with the same weights?
 
     python -m u2moe.benchmarks.studies.serving FOLDER [--bundle BUNDLE] [--name NAME] [--cores 0] [--alone]
+        [--search-graph FILE]
 
 docs/results/serving.md explains the method. Servers run on --cores: start this script with `taskset` on other cores.
 The result for each number of speakers is saved immediately, and later runs do not measure it again. A number that fails
@@ -72,7 +73,10 @@ def starts(args: argparse.Namespace) -> dict[str, Callable[[], Server]]:
     names = [OURS, OURS_NATIVE] if choose_kernels("auto", [CPU]).native else [OURS]
     found: dict[str, Callable[[], Server]] = {name: partial(ours, args, name, max(args.streams)) for name in names}
     if not args.alone:
-        found[THEIRS] = partial(load.sherpa_server, args.bundle, args.folder, cores=args.cores)
+        theirs = partial(load.sherpa_server, args.bundle, args.folder, cores=args.cores)
+        found |= {THEIRS: theirs, load.THEIRS_WITH_MODEL: partial(theirs, search_graph=args.search_graph)}
+        if not args.search_graph:
+            del found[load.THEIRS_WITH_MODEL]
     return found
 
 
@@ -168,11 +172,11 @@ def targets(results: Mapping[str, Any]) -> Iterator[Target]:
     """Yield the limits: sustained speakers relative to sherpa-onnx's server, and slowdown with too many speakers."""
     cells = results["cells"]
     for model in dict.fromkeys(name.split("/")[0] for name in cells):
-        theirs = held(cells, model, THEIRS)
+        theirs = next((name for name in (load.THEIRS_WITH_MODEL, THEIRS) if held(cells, model, name)), None)
         for server in (OURS, OURS_NATIVE):
             if theirs and (most := held(cells, model, server)):
-                title = f"sustained live speakers, {server} / sherpa-onnx's server, {model}"
-                yield Target(name=title, found=most / theirs, limit=RATIOS[server], at_most=False)
+                title = f"sustained live speakers, {server} / server of {theirs}, {model}"
+                yield Target(name=title, found=most / held(cells, model, theirs), limit=RATIOS[server], at_most=False)
         if crowd := cells.get(f"{model}/crowd"):
             title = f"p95 of partial results, {CROWD} x capacity / at capacity, {model}"
             yield Target(name=title, found=slowdown(crowd), limit=MOST_SLOWER, at_most=True)
@@ -186,6 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--streams", type=int, nargs="+", default=STREAMS, metavar="N", help="numbers of live speakers")
     parser.add_argument("--seconds", type=float, default=15.0, help="seconds of speech per speaker (default: 15)")
     parser.add_argument("--name", help="name of the model in the results (default: the name of the bundle's folder)")
+    parser.add_argument("--search-graph", type=Path, help="language model for sherpa-onnx (default: greedy search)")
     parser.add_argument("--alone", action="store_true", help="do not measure sherpa-onnx's server")
     parser.add_argument("--cores", metavar="LIST", help="cores for the servers, in taskset's format (default: all)")
     args = parser.parse_args(arguments)

@@ -36,10 +36,11 @@ class Ngrams:
 
     `words` are listed by id. By node, all [nodes]: `num_children`, `word` (its id; the root's is ignored), `log_prob`
     (log10 of the word's probability given the rest of its n-gram), and `backoff` (log10 of the weight). `first_child`
-    is the index of each node's first child [nodes + 1]. `order` is the length of the longest n-grams, and `num_ngrams`
-    the number of n-grams of each order. `begin` is the history at the beginning of a sentence. `end` and `unknown` are
-    the ids of </s> and <unk>; None: the model lacks it. `source` is for errors: raises LanguageModelError if the arrays
-    are not a trie, or if a number is not a log-probability.
+    is the index of each node's first child [nodes + 1], `shorter` the history that each node backs off to [nodes].
+    `order` is the length of the longest n-grams, and `num_ngrams` the number of n-grams of each order. `begin` is the
+    history at the beginning of a sentence. `end` and `unknown` are the ids of </s> and <unk>; None: the model lacks it.
+    `source` is for errors: raises LanguageModelError if the arrays are not a trie, or if a number is not a
+    log-probability.
     """
 
     def __init__(
@@ -72,9 +73,9 @@ class Ngrams:
         self.order = len(self.num_ngrams)
         if self.order > MOST_ORDER:
             raise LanguageModelError(f"{source}: has n-grams of {self.order} words, expected at most {MOST_ORDER}")
-        self._link = self._links(parent)
+        self.shorter = self._links(parent)
         # Reading single elements is many times faster from memory views than from arrays.
-        self._words, self._first, self._shorter = self.word.data, self.first_child.data, self._link.data
+        self._words, self._first, self._shorter = self.word.data, self.first_child.data, self.shorter.data
         self._log_probs, self._backoffs = self.log_prob.data, self.backoff.data
         ids = {text: number for number, text in enumerate(self.words) if is_special(text)}
         self.end = ids.get(END)

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,11 @@ OPENVINO = "OpenVINOExecutionProvider"
 _OPENVINO_REFUSED = (1, 24)
 """Newest onnxruntime-openvino known to treat the scales of quantized rows as scales of columns. The first chunk then
 fails because of mismatched shapes or, on some processors, crashes the process (SIGFPE)."""
+_WIDTH = 31
+_PRODUCT = (  # a graph: c = MatMulInteger(a, b), where b [4, 31] is 1 everywhere
+    b'\x08\x07B\x02\x10\r:\xbd\x01\n\x18\n\x01a\n\x01b\x12\x01c"\rMatMulInteger\x12\x01gZ\t\n\x01a\x12\x04\n\x02\x08\x02'
+    b"b\t\n\x01c\x12\x04\n\x02\x08\x06*\x87\x01\x08\x04\x08\x1f\x10\x03B\x01bJ|" + bytes([1] * 4 * _WIDTH)
+)
 _ELEMENT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 
 
@@ -37,7 +42,7 @@ class Session:
     `sess_options`: these cannot be passed to the session in memory. Without `files`, no digests are compared.
 
     Raises:
-        ProviderError: a provider did not start.
+        ProviderError: a provider did not start, or computes wrong results here.
         KernelsError: native kernels were requested, but cannot run the graph.
         BundleError: onnxruntime rejects the file, or it differs from `graph` or from the manifest.
         IntegrityError: a file does not match its digest, or was changed while it was loaded.
@@ -66,6 +71,11 @@ class Session:
         if is_reference:
             self.kernels = self.kernels.without("weights are in float32")
         opened.check_unchanged()
+        if manifest.quantization and (self.kernels.refused or not self.kernels.native) and _loses_products():
+            raise ProviderError(
+                f"{file}: onnxruntime {onnxruntime.__version__} multiplies integers wrongly on this processor: install "
+                "onnxruntime 1.25 or newer, or native kernels, or use a float32 bundle"
+            )
         self._session.disable_fallback()  # for runs; older versions of onnxruntime offer no other way
         self._memory = settings.memory(self._session)
         for provider in settings.providers:
@@ -131,6 +141,14 @@ def _refuse_what_crashes(file: Path, manifest: Manifest, settings: SessionSettin
             f"{file}: {OPENVINO} of onnxruntime {onnxruntime.__version__} cannot compute integer products, and crashes "
             "the process on some processors; use a float32 bundle with it, or CPUExecutionProvider"
         )
+
+
+@cache
+def _loses_products() -> bool:
+    """Return whether integer products are wrong. onnxruntime 1.21 to 1.24 leave some unset on processors with AMX."""
+    session = onnxruntime.InferenceSession(_PRODUCT, providers=[DEFAULT_PROVIDER])
+    products = session.run(None, {"a": np.ones((64, 4), np.uint8)})[0]
+    return products.shape != (64, _WIDTH) or bool((products != 4).any())
 
 
 def _load(

@@ -10,7 +10,7 @@ import soundfile
 from feeding import RATE
 
 from u2moe.benchmarks.instruments.statistics import NUM_DRAWN, ratio_of_sums
-from u2moe.benchmarks.studies import blank_penalty, calibration, formats, hotwords, turn, word_times
+from u2moe.benchmarks.studies import calibration, formats, hotwords, turn, word_times
 from u2moe.quantize.quantizer import quantize_bundle
 from u2moe.quantize.recipes import recipe
 from u2moe.runtime import Bundle, DecodingOptions, EndpointConfig, Recognizer, Result, Transcript, WordResult
@@ -20,15 +20,6 @@ from u2moe.runtime.corpus.lists import Recording, read_recordings
 from u2moe.runtime.decoding.fusion import Fusion
 from u2moe.runtime.decoding.rescoring import word_confidence
 from u2moe.runtime.text.vocabulary import TextConfig, Vocabulary
-
-
-def test_errors_are_counted_by_bundle_and_penalty(monkeypatch, study):
-    monkeypatch.setattr(blank_penalty, "PENALTIES", (0.0, 10.0))
-    results = study(blank_penalty, f"demo={DEMO_FOLDER}", "--list", DEMO_FOLDER / "clips" / "transcripts.txt")
-    found = results["bundles"]["demo"]["penalties"]
-    assert list(found) == ["0", "10"]
-    assert found["0"]["errors"] == 0 < found["10"]["errors"]
-    assert found["0"]["words"] == found["10"]["words"]
 
 
 def test_confidences_that_are_honest_or_equally_sure_and_their_fit():

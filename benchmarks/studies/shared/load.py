@@ -30,10 +30,12 @@ from u2moe.benchmarks.studies.shared.programs import make_environment, sherpa_gr
 from u2moe.export.sherpa import ONLINE
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.bundle.manifest import TOKENS_FILE
+from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.model.native import VARIABLE
 
 OURS, OURS_NATIVE, THEIRS = "u2moe", "u2moe with native kernels", "sherpa-onnx"
+THEIRS_WITH_MODEL = "sherpa-onnx with a language model"
 REQUIREMENTS = ("sherpa-onnx-bin==2.0.1", "sherpa-onnx-core==2.0.1")
 NO_LIMIT = 100_000
 SAMPLE_RATE = 16_000
@@ -80,8 +82,13 @@ def our_server(
 
 
 @contextlib.contextmanager
-def sherpa_server(bundle: Path, folder: Path, *, cores: str | None = None) -> Iterator[RunningServer]:
-    """Run sherpa-onnx's server with the bundle's weights. The server and its graphs are stored in `folder`."""
+def sherpa_server(
+    bundle: Path, folder: Path, *, search_graph: Path | None = None, cores: str | None = None
+) -> Iterator[RunningServer]:
+    """Run sherpa-onnx's server with the bundle's weights. The server and its graphs are stored in `folder`.
+
+    It searches greedily or, with a language model as `search_graph`, with as many hypotheses as the bundle.
+    """
     folder = folder.resolve()
     environment = make_environment(folder / "sherpa-onnx-bin", REQUIREMENTS)
     graphs = sherpa_graphs(bundle, folder / "graphs" / bundle.name)
@@ -95,6 +102,9 @@ def sherpa_server(bundle: Path, folder: Path, *, cores: str | None = None) -> It
     command += [f"--wenet-ctc-model={graphs / ONLINE.file}", f"--tokens={graphs / TOKENS_FILE}"]
     command += [f"--wenet-ctc-chunk-size={CHUNK_SIZE}", f"--wenet-ctc-num-left-chunks={NUM_LEFT_CHUNKS}"]
     command += ["--num-work-threads=1", "--max-batch-size=32"]
+    if search_graph:
+        beam_size = Bundle.open(bundle).manifest.decoding.beam_size
+        command += [f"--ctc-graph={search_graph.resolve()}", f"--ctc-max-active={beam_size}"]
     # The server writes log.txt into its working directory.
     with _process(command, cores, listens, folder) as (process, _):
         yield RunningServer(port=port, path="/", pid=process.pid)

@@ -375,6 +375,10 @@ class Graphs {
         throw KernelsError(graph.path + ": native kernels cannot run it (onnxruntime's own kernels can): " + refusal);
       }
       check(graph);
+      if (m_.quantized && (!graph.kernels.native || !graph.kernels.refused.empty()) && ort::loses_products(env_.get())) {
+        throw ProviderError(graph.path + ": onnxruntime " + ort::version() + " multiplies integers wrongly on this processor: use onnxruntime " +
+                            "1.25 or newer, native kernels, or a float32 bundle");
+      }
     } catch (const ort::Failure& error) {
       if (!settings.is_cpu()) throw ProviderError(graph.path + ": " + settings.providers()[0].name + " did not start: " + error.what());
       throw BundleError(graph.path + ": onnxruntime refuses it: " + error.what());
