@@ -35,6 +35,7 @@ KERNELS = {OURS: "onnxruntime", OURS_NATIVE: "native"}
 LIMIT_S = 0.3  # maximum p95 of the delays of partial and final results, in seconds
 MOST_MISSING = 0.01  # Maximum share of missing results. A late result is missing if a newer one replaces it.
 RATIOS = {OURS: 1.5, OURS_NATIVE: 2.0}  # minimum ratio of sustained speakers, our server / sherpa-onnx's
+_KEYS = {"ours": OURS, "native": OURS_NATIVE, "theirs": THEIRS, "theirs_with_model": load.THEIRS_WITH_MODEL}
 CROWD = 4
 _NUM_TRIES = 2  # Maximum number of tries for each number of speakers. The last try is kept.
 _NUM_ROUNDS = 3  # rounds, at capacity and with a crowd; the one with the median ratio is kept
@@ -153,7 +154,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         rows += [_row(f"{model}, {server}", own[number]) for number in shown]
     found = {"table": table(header, rows)}
     for model in dict.fromkeys(name.split("/")[0] for name in cells):
-        for key, server in (("ours", OURS), ("native", OURS_NATIVE), ("theirs", THEIRS)):
+        for key, server in _KEYS.items():
             found[f"{model}.{key}"] = str(held(cells, model, server))
     return found
 
