@@ -99,12 +99,13 @@ def test_names_are_built_with_a_place_and_limited_in_all(small, monkeypatch):
 
 def test_a_frame_is_no_longer_than_a_protocol_needs(small, caplog):
     """The first ones come with the handshake, from clients that do not wait for the response."""
-    before, num_refused = small.metric("failures", "recognition"), small.metric("refusals", "full")
+    before = small.metric("failures", "recognition")
     others = [small.open_plain() for _ in range(8)]
     for plain in others:
         send_what_is_taken(plain, f"{UPGRADE}\r\n".encode() + frame_of(16 * MEGABYTE, MEGABYTE))
-    small.wait_until(lambda: small.metric("refusals", "full") + small.metric("streams") > num_refused)
     for plain in others:
+        with contextlib.suppress(ConnectionError):
+            plain.recv(1)  # an answer or the end
         plain.close()
     small.wait_until_empty()
     for frame in (frame_of(5 * MEGABYTE, 0), b"\x81\xff" + struct.pack("!Q", 2 * MEGABYTE) + bytes(4 + 2 * MEGABYTE)):
