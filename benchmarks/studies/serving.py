@@ -75,9 +75,9 @@ def starts(args: argparse.Namespace) -> dict[str, Callable[[], Server]]:
     found: dict[str, Callable[[], Server]] = {name: partial(ours, args, name, max(args.streams)) for name in names}
     if not args.alone:
         theirs = partial(load.sherpa_server, args.bundle, args.folder, cores=args.cores)
-        found |= {THEIRS: theirs, load.THEIRS_WITH_MODEL: partial(theirs, search_graph=args.search_graph)}
-        if not args.search_graph:
-            del found[load.THEIRS_WITH_MODEL]
+        found[THEIRS] = theirs
+        if args.search_graph:
+            found[load.THEIRS_WITH_MODEL] = partial(theirs, search_graph=args.search_graph)
     return found
 
 
@@ -173,11 +173,12 @@ def targets(results: Mapping[str, Any]) -> Iterator[Target]:
     """Yield the limits: sustained speakers relative to sherpa-onnx's server, and slowdown with too many speakers."""
     cells = results["cells"]
     for model in dict.fromkeys(name.split("/")[0] for name in cells):
-        theirs = next((name for name in (load.THEIRS_WITH_MODEL, THEIRS) if held(cells, model, name)), None)
+        peer = load.THEIRS_WITH_MODEL if held(cells, model, load.THEIRS_WITH_MODEL) else THEIRS
+        theirs = held(cells, model, peer)
         for server in (OURS, OURS_NATIVE):
             if theirs and (most := held(cells, model, server)):
-                title = f"sustained live speakers, {server} / server of {theirs}, {model}"
-                yield Target(name=title, found=most / held(cells, model, theirs), limit=RATIOS[server], at_most=False)
+                title = f"sustained live speakers, {server} / server of {peer}, {model}"
+                yield Target(name=title, found=most / theirs, limit=RATIOS[server], at_most=False)
         if crowd := cells.get(f"{model}/crowd"):
             title = f"p95 of partial results, {CROWD} x capacity / at capacity, {model}"
             yield Target(name=title, found=slowdown(crowd), limit=MOST_SLOWER, at_most=True)

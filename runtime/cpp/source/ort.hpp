@@ -192,8 +192,8 @@ inline Values run(OrtSession& session, const std::vector<std::string>& inputs, c
 
 /// Return whether integer products are wrong. onnxruntime 1.21 to 1.24 leave some of them unset on processors with AMX.
 inline bool loses_products(const OrtEnv* env) {
-  constexpr std::int32_t kSame = 4, kColumns = 31;
-  const Shape shape{64, kSame};
+  constexpr std::int32_t kRows = 64, kSame = 4, kColumns = 31;
+  const Shape shape{kRows, kSame};
   const std::string graph =  // c = MatMulInteger(a, b), where b [kSame, kColumns] is 1 everywhere
       "\10\7B\2\20\r:\275\1\n\30\n\1a\n\1b\22\1c\"\rMatMulInteger\22\1gZ\t\n\1a\22\4\n\2\10\2b\t\n\1c\22\4\n\2\10\6*\207\1\10\4\10\37\20\3B\1bJ|" +
       std::string(kSame * kColumns, '\1');
@@ -208,7 +208,7 @@ inline bool loses_products(const OrtEnv* env) {
     std::fill_n(data_of<std::uint8_t>(*a), count(shape), std::uint8_t{1});
     const Values products = run(*session, {"a"}, values(std::move(a)), {"c"});
     const std::int32_t* const first = data_of<std::int32_t>(*products[0]);
-    return std::any_of(first, first + 64 * kColumns, [](std::int32_t each) { return each != kSame; });
+    return std::any_of(first, first + kRows * kColumns, [](std::int32_t each) { return each != kSame; });
   } catch (const Failure&) {
     return false;  // a minimal build, which loads only graphs in ORT format and does not use AMX
   }
