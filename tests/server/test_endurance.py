@@ -1,6 +1,7 @@
 """Broken connections and damaged messages: the server answers or closes, and releases all resources. And the study of
 live speakers: their results, and how many a server sustains."""
 
+import argparse
 import asyncio
 import contextlib
 import io
@@ -233,6 +234,21 @@ def test_how_many_are_held():
     assert shown["table"].count("\n") == 2 + 7 - 1
     assert "| demo, u2moe | 64 |" not in shown["table"]  # beyond the first number that is not sustained
     assert not serving.is_held({**serving.summary(Received(num_expected=3)), "streams": 1})  # no results were received
+    cells["demo/sherpa-onnx with a language model/4"] = cell(4, 0.1)  # the peer that does the same work
+    assert [target.found for target in serving.targets({"cells": cells})] == pytest.approx([4.0, 1.1])
+    assert serving.values({"cells": cells})["demo.theirs_with_model"] == "4"
+
+
+def test_the_peer_searches_with_a_language_model_if_it_gets_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(serving.load, "sherpa_server", lambda *_, search_graph=None, **__: search_graph)
+    given = argparse.Namespace(
+        streams=[8], alone=False, bundle=tmp_path, folder=tmp_path, cores=None, search_graph=None
+    )
+    assert serving.starts(given)["sherpa-onnx"]() is None
+    assert "sherpa-onnx with a language model" not in serving.starts(given)
+    given.search_graph = tmp_path / "G.fst"
+    assert serving.starts(given)["sherpa-onnx with a language model"]() == tmp_path / "G.fst"
+    assert serving.starts(given)["sherpa-onnx"]() is None
 
 
 def test_a_number_that_was_not_held_is_tried_once_more(tmp_path, monkeypatch):
