@@ -40,6 +40,7 @@ _early: list[bool] = []  # one item for each SIGHUP received before `handle_sign
 _POLL_S = 0.1
 _RESTART_S = 1.0  # minimum time from the start of a worker to its successor's; doubles until a successor is ready
 _LONGEST_RESTART_S = 60.0  # largest value of this minimum
+_SWITCH_S = 0.0005  # interval after which Python's threads take turns; with the usual 5 ms, decoding waits for clients
 SILENT_S = 20.0  # seconds for which a worker's event loop can be blocked before the worker is replaced
 
 
@@ -123,6 +124,7 @@ async def _serve(
         path, kernels = recognizer.bundle.path, recognizer.model.kernels
         LOGGER.info("u2moe %s: loaded %s from %s, kernels: %s", version("u2moe"), name, path, kernels)
     gc.collect()
+    sys.setswitchinterval(_SWITCH_S)
     gc.freeze()  # Python collects fully when new objects exceed a quarter of the old ones, not counting frozen ones
     service = Service(recognizers, options, Metrics(tuple(PROTOCOLS), rows, number))
     loop = asyncio.get_running_loop()

@@ -33,7 +33,7 @@ _ROUND_S = 2.0  # seconds of waiting audio that suffice for a round, even withou
 _MAX_UNREAD = 100  # number of unread final results at which the server stops reading the client's audio
 _LIVE_LEAD_S = 1.0  # a stream whose audio is ahead of the clock by more seconds is not live
 _MAX_AHEAD = 4  # maximum number of non-live streams in a round
-_REST = 0.5  # rest after a round of live streams, relative to its duration; `_LONGEST_PERIOD_S` limits the rest
+_REST = 0.5  # rest after a round of several live streams, relative to its duration; `_LONGEST_PERIOD_S` limits it
 _LONGEST_PERIOD_S = 0.1  # maximum seconds between the starts of rounds, unless a round itself takes longer
 
 
@@ -328,7 +328,7 @@ class Scheduler:
                 begin = time.monotonic()
                 self._serve(streams)
                 if all(stream.is_live for stream in streams):
-                    self._stopping.wait(rest_s(time.monotonic() - begin))
+                    self._stopping.wait(rest_s(time.monotonic() - begin, len(streams)))
 
     def _choose(self, ready: Sequence[ServedStream]) -> list[ServedStream]:
         """Choose all live streams, and a few others: those that have waited longest."""
@@ -382,10 +382,12 @@ class Scheduler:
                 self._metrics.observe("first_text_seconds", now - taken.stream.start)
 
 
-def rest_s(round_s: float) -> float:
+def rest_s(round_s: float, num_streams: int) -> float:
     """Return how many seconds to rest after a round of live streams that took `round_s` seconds.
 
     During the rest, more chunks arrive. Decoding them together can take a third of the time of separate decoding.
-    With few streams, rounds are short and follow each other closely, so results arrive soon.
+    A round of one stream shows that chunks seldom coincide, so there is no rest, and results arrive soon.
     """
+    if num_streams == 1:
+        return 0.0
     return min(_REST * round_s, max(_LONGEST_PERIOD_S - round_s, 0.0))

@@ -133,12 +133,13 @@ def test_a_source_gets_one_chunk_in_a_round(held, speech):
     run(feed())
 
 
-@given(st.floats(0, 1))
-def test_chunks_wait_for_each_other_the_longer_the_more_there_is_to_do(round_s):
-    rest = rest_s(round_s)
-    assert 0 <= rest <= round_s  # a single stream hardly waits
+@given(st.floats(0, 1), st.integers(2, 300))
+def test_chunks_wait_for_each_other_the_longer_the_more_there_is_to_do(round_s, num_streams):
+    rest = rest_s(round_s, num_streams)
+    assert 0 <= rest <= round_s
     assert round_s + rest <= max(0.1, round_s) + 1e-9  # rounding
-    assert rest_s(0.05) == 0.025
+    assert rest_s(0.05, num_streams) == 0.025
+    assert rest_s(round_s, 1) == 0.0  # a single stream has nothing to wait for
 
 
 def test_what_is_fed_late_wrong_or_before_results_are_read(demo):
