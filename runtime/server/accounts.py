@@ -84,6 +84,7 @@ class Connections:
         self._most_of_one = max(int(limit * _PART), 1)
         self._is_proxy = is_proxy  # whether an address is a proxy's; proxies and Unix sockets have no limit per address
         self.tell_new: Callable[[int], object] = lambda _: None  # told how many connections may become streams
+        self.is_decoding: Callable[[], bool] = lambda: False  # whether the scheduler's thread needs the processor
         self._accounts: dict[str, Account] = {}
         self.looked_s = 0.0  # processor time of the event loop when it was last read, for `since`
 

@@ -273,7 +273,7 @@ class Scheduler:
         self._streams: dict[ServedStream, None] = {}  # in the order in which they were opened
         self._changed = threading.Condition()
         self._stopping = threading.Event()
-        self._has_news = False
+        self._has_news = self.is_decoding = False
         self._round = 0
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._work, name="u2moe-scheduler", daemon=True)
@@ -320,13 +320,13 @@ class Scheduler:
                 if self._stopping.is_set():
                     return
                 self._has_news = False
-                for stream in [stream for stream in self._streams if stream.is_closed]:
-                    del self._streams[stream]
+                self._streams = {stream: None for stream in self._streams if not stream.is_closed}
                 streams = self._choose([stream for stream in self._streams if stream.has_work])
                 self._has_news = self._has_news or bool(streams)
             if streams:
-                begin = time.monotonic()
+                begin, self.is_decoding = time.monotonic(), True
                 self._serve(streams)
+                self.is_decoding = False
                 if all(stream.is_live for stream in streams):
                     self._stopping.wait(rest_s(time.monotonic() - begin, len(streams)))
 

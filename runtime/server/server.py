@@ -96,6 +96,7 @@ class Server:
         self._sockets = sockets
         loop = asyncio.get_running_loop()
         await self._service.start()
+        self.connections.is_decoding = lambda: self._service.scheduler.is_decoding
         looking = asyncio.create_task(self._look_after())  # without a first heartbeat, a silent worker would live on
         serving = asyncio.create_task(self._uvicorn.serve(sockets=[]))
         try:

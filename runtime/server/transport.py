@@ -26,6 +26,7 @@ CONNECTION = "u2moe.connection"  # name of the state entry that holds a request'
 LEAST_BYTES_PER_S = 500  # minimum rate of HTTP bodies, in either direction
 _FIRST_BYTES, _LEAST_BYTES, _MOST_BYTES = 4096, 256, 16 << 10  # bytes read at once: initially, at least, at most
 _TURN_S = 0.001  # seconds that processing the bytes of one read should take
+_MOST_POSTPONED_S = 0.1  # maximum seconds for which clients with debts wait for the end of a round of recognition
 _READ_S, _BYTE_S = 20e-6, 0.5e-9  # seconds that asyncio takes per read and per byte
 _REQUEST_S = 20.0  # seconds in which a client must send a request, not counting its body
 _UNREAD_S = 20.0  # a client that reads slowly must read `LEAST_BYTES_PER_S` on average in each such period
@@ -150,11 +151,14 @@ class PacedConnection(asyncio.BufferedProtocol):
         elif wait_s := self.visit.wait_s(now):
             self._transport.pause_reading()
             self.visit.charge(_TURN_S, now)  # reserves the turn, so that other connections wait longer
-            self._timer = self._loop.call_later(wait_s, self._take_turn, _TURN_S)
+            self._timer = self._loop.call_later(wait_s, self._take_turn, _TURN_S, now + wait_s + _MOST_POSTPONED_S)
         else:
             self._take_turn(0.0)
 
-    def _take_turn(self, charged_s: float) -> None:
+    def _take_turn(self, charged_s: float, latest: float = 0.0) -> None:
+        if self.visit.connections.is_decoding() and self._loop.time() < latest:  # this client is not urgent
+            self._timer = self._loop.call_later(_TURN_S, self._take_turn, charged_s, latest)
+            return
         self._timer = None
         piece, self._rest = self._rest, b""
         spent_s = self.visit.spent_s - charged_s

@@ -40,6 +40,37 @@ POST = (
 CHUNKED = POST.format(version="1.1", length=9, more="").replace("Content-Length: 9", "Transfer-Encoding: chunked")
 
 
+@pytest.mark.parametrize(("decoding_s", "least_s", "most_s"), [(0.0, 0.0, 0.05), (0.06, 0.06, 0.1), (9.0, 0.1, 0.5)])
+def test_clients_in_debt_wait_for_decoding_but_not_for_long(decoding_s, least_s, most_s):
+    """The clock is the test's own, so that a busy machine changes nothing."""
+
+    class Loop(asyncio.SelectorEventLoop):
+        now = 0.0
+
+        def time(self):
+            Loop.now += 1e-4
+            return Loop.now
+
+    async def wait():
+        loop, passed_on = asyncio.get_running_loop(), asyncio.Queue()
+        visit = accounts.Connections(10).enter(SimpleNamespace(getpeername=lambda: ("10.0.0.1", 0)))
+        visit.wait_s = lambda now: max(start - now, 0.0)
+        connection = PacedConnection(visit, set(), lambda _: None)
+        connection.inner = SimpleNamespace(data_received=lambda data: passed_on.put_nowait((data, loop.time())))
+        connection._transport = SimpleNamespace(pause_reading=lambda: None, resume_reading=lambda: None)
+        start = loop.time() + 0.01  # the client's debt ends then
+        visit.connections.is_decoding = lambda: loop.time() < start + decoding_s
+        connection.get_buffer(0)[:1] = b"G"
+        connection.buffer_updated(1)
+        assert passed_on.empty()
+        data, then = await passed_on.get()
+        assert data == b"G"
+        assert least_s <= then - start <= most_s
+
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        runner.run(wait())
+
+
 @pytest.mark.parametrize(("sent", "status", "told"), [
     *((UPGRADE + beyond, status, "") for beyond, status in zip(BEYOND, (400, 400, TOO_LONG, TOO_LONG), strict=True)),
     ("\x16\x03\x01\x02\0\x01\0", 400, ""),
