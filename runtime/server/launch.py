@@ -123,8 +123,8 @@ async def _serve(
         recognizer = recognizers[name] = await asyncio.to_thread(model.load)
         path, kernels = recognizer.bundle.path, recognizer.model.kernels
         LOGGER.info("u2moe %s: loaded %s from %s, kernels: %s", version("u2moe"), name, path, kernels)
-    gc.collect()
     sys.setswitchinterval(_SWITCH_S)
+    gc.collect()
     gc.freeze()  # Python collects fully when new objects exceed a quarter of the old ones, not counting frozen ones
     service = Service(recognizers, options, Metrics(tuple(PROTOCOLS), rows, number))
     loop = asyncio.get_running_loop()

@@ -194,11 +194,13 @@ def test_recognition_that_fails_ends_those_it_was_for(running, held, speech, tex
                 client.play(speech()[:32_000])
                 assert held.is_held.wait(PATIENCE_S)
                 assert client.websocket.ping().wait(PATIENCE_S)  # answered while recognition is busy
+                assert server.server.connections.is_decoding()  # so clients in debt wait
                 held.release()
                 error = client.receive_until("error")[-1]
                 assert (error["message"], error["code"]) == ("recognition has failed", 1011)
                 assert client.close_code() == 1011
             server.wait_until_empty()
+            server.wait_until(lambda: not server.server.connections.is_decoding())
         assert server.metric("failures", "recognition") == 2
         assert [event["text"] for event in server.recognised(speech(), partials=False)[:-1]] == texts
     assert "recognition failed" in caplog.text
