@@ -84,6 +84,9 @@ def test_what_ends_early_does_not_pass(checked, small_bundle, tmp_path, monkeypa
     assert (code, report["passed"], report["providers"]) == (1, False, ["RocketExecutionProvider"])
     assert failure.startswith("load: RocketExecutionProvider is not installed: no known package on PyPI has it; ")
     assert text.endswith(f"failed: {failure}\nNOT PASSED\n")
+    without_demo = "import pathlib, u2moe.runtime.bundle_location as place; place.DEMO_FOLDER = pathlib.Path('none')\n"
+    monkeypatch.setattr(check, "_CHILD", without_demo + QUICK)
+    assert "load: the demo model is not installed: run " in checked(small_bundle.path)[1]["failures"][0]
     monkeypatch.setattr(check, "_CHILD", QUICK)
     flipped("decoder.onnx")(shutil.copytree(small_bundle.path, tmp_path / "broken"))
     code, report, _ = checked(tmp_path / "broken")

@@ -26,7 +26,7 @@ import numpy.typing as npt
 from u2moe.benchmarks.instruments.host import report_head, status_bytes
 from u2moe.benchmarks.instruments.operators import profiled_events
 from u2moe.benchmarks.instruments.statistics import mean_seconds, show_progress
-from u2moe.benchmarks.instruments.workload import UTTERANCE_S, clips, complete_windows, random_frames, utterance
+from u2moe.benchmarks.instruments.workload import UTTERANCE_S, complete_windows, utterance
 from u2moe.runtime import Bundle, KernelsError, Model, SessionSettings, U2moeError, ctc_prefix_beam_search
 from u2moe.runtime.bundle.contract import PACKED
 from u2moe.runtime.bundle_location import DEMO_FOLDER, find_bundle
@@ -140,7 +140,7 @@ class Check:
         self.is_cpu = tuple(providers) == (DEFAULT_PROVIDER,)
         self.limit = ROUNDED if quantization.get("groups") else FLOAT if self.is_cpu else REDUCED
         self.chunks = [(self.config.whole_chunk(size), left) for size, left in CHUNKS if self.config.streaming]
-        self.frames = utterance(bundle) if clips() else random_frames(bundle)
+        self.frames = utterance(bundle)
         self.encoder_out = self.reference.encode(self.frames)
         found = ctc_prefix_beam_search(self.reference.ctc(self.encoder_out), BEAM_SIZE, self.config.blank)
         self.hypotheses = [hypothesis.tokens for hypothesis in found]

@@ -13,7 +13,7 @@ from u2moe.runtime import Bundle, Model
 from u2moe.runtime.audio.files import find_audio
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.bundle.manifest import ModelConfig
-from u2moe.runtime.bundle_location import DEMO_FOLDER
+from u2moe.runtime.bundle_location import find_bundle
 from u2moe.runtime.model.encoder import Encoder, Windows, required_cache_size
 from u2moe.runtime.model.features import fbank
 
@@ -34,8 +34,8 @@ NUM_CHUNKS = {"streaming": 8, "streaming-8": 3}  # measured per round, after the
 
 
 def clips() -> list[Path]:
-    """Return the paths of the demo model's recordings."""
-    return find_audio([DEMO_FOLDER / "clips"])
+    """Return the paths of the demo model's recordings. Raises BundleError if it is not installed."""
+    return find_audio([find_bundle(None) / "clips"])
 
 
 def speech(seconds: float, rate: int) -> npt.NDArray[np.float32]:
