@@ -114,8 +114,16 @@ class PacedConnection(asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         """Handle the end of the client's data. Return whether the connection stays open for the response."""
         self._has_ended = True
-        can_wait = self._transport.can_write_eof() and (self._rest or self._request is not None)
-        return not self._is_closing and bool(can_wait or cast("asyncio.Protocol", self.inner).eof_received())
+        self._loop.call_soon(self._end)
+        return not self._is_closing and self._transport.can_write_eof()
+
+    def _end(self, answered: Scope | None = None) -> None:
+        """Close the connection if there will be no more work. Called after the start of the next pipelined request."""
+        if answered is not None and self._request is answered and not self._is_closing:
+            self._request, self._deadline = None, self._loop.time() + _REQUEST_S
+        has_work = self._rest or self._request is not None or not self._has_ended
+        if not (has_work or self._transport.is_closing() or cast("asyncio.Protocol", self.inner).eof_received()):
+            self._transport.close()
 
     # The next methods, `close`, `abort`, `get_extra_info` and `_FORWARDED` are the transport of the inner protocol.
 
@@ -144,8 +152,7 @@ class PacedConnection(asyncio.BufferedProtocol):
 
     def _go_on(self) -> None:
         """Pass on data now, or later if the client must wait because it owes processor time."""
-        self._timer = None
-        now = self._loop.time()
+        self._timer, now = None, self._loop.time()
         if (self._is_held or self._unread is not None) and not self._is_closing:
             self._transport.pause_reading()
         elif wait_s := self.visit.wait_s(now):
@@ -159,8 +166,7 @@ class PacedConnection(asyncio.BufferedProtocol):
         if self.visit.connections.is_decoding() and self._loop.time() < latest:  # this client is not urgent
             self._timer = self._loop.call_later(_TURN_S, self._take_turn, charged_s, latest)
             return
-        self._timer = None
-        piece, self._rest = self._rest, b""
+        self._timer, piece, self._rest = None, self._rest, b""
         spent_s = self.visit.spent_s - charged_s
         if spent_s > _TURN_S:
             self._size = max(self._size // 2, _LEAST_BYTES)
@@ -176,10 +182,7 @@ class PacedConnection(asyncio.BufferedProtocol):
         if self._open_s > _MOST_OPEN_S:
             self.close()
         self.visit.charge(took_s + _READ_S + len(piece) * _BYTE_S - charged_s, self._loop.time())
-        if not self._has_ended:
-            self._transport.resume_reading()
-        elif not (self._transport.is_closing() or self.eof_received()):  # closing a TLS transport twice fails
-            self._transport.close()
+        self._loop.call_soon(self._end) if self._has_ended else self._transport.resume_reading()
 
     def close(self) -> None:
         """Stop sending. The client has some time to read the rest of the data and to close the connection."""
@@ -246,10 +249,7 @@ class PacedConnection(asyncio.BufferedProtocol):
                     self.close()
 
         await charged(app(scope, take, answer), self.visit)
-        if self._request is scope and not self._is_closing:
-            self._request, self._deadline = None, self._loop.time() + _REQUEST_S
-            if self._has_ended:
-                self.close()
+        self._loop.call_soon(self._end, scope)
 
 
 @types.coroutine

@@ -156,6 +156,18 @@ def test_who_sends_no_more_still_gets_the_answer_of_a_stopping_server(running, h
             assert b"HTTP/1.1 200 OK" in answer.result()
 
 
+@pytest.mark.parametrize("pause_s", [0.0, 0.05])
+def test_who_sends_no_more_gets_the_answers_of_all_requests(server, pause_s):
+    body = upload((DEMO_FOLDER / "clips" / "command.flac").read_bytes())
+    post = POST.format(version="1.1", length=len(body), more="").encode() + body
+    for request in (post, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"):
+        with server.open_plain() as plain:
+            plain.sendall(request * 5)
+            time.sleep(pause_s)
+            plain.shutdown(socket.SHUT_WR)
+            assert b"".join(iter(lambda: plain.recv(10_000), b"")).count(b"HTTP/1.1 200 OK") == 5
+
+
 def test_who_sends_no_more_is_not_kept_after_an_error(server, monkeypatch):
     monkeypatch.setattr("u2moe.runtime.server.transport._CLOSE_S", 1000.0)
     close = PacedConnection.close
