@@ -171,6 +171,7 @@ MISUSE = [
     ("stream({ beam_size: 4 })", "RangeError: unknown option 'beam_size'"),
     ("stream({ '': 4 })", "RangeError: unknown option ''"),
     ("stream(null)", "RangeError: options must be an object, got [object Null]"),
+    ("stream(new Map())", "RangeError: options must be an object, got [object Map]"),
     ("stream({ maxQueueS: '5' })", "RangeError: maxQueueS must be a number above 0, or null, got 5"),
     ("stream({ maxQueueS: 1 }).acceptWaveform(16000, new Float32Array(16160))",
      "AudioOverflowError: 0.00 s of audio is waiting to be recognised: 1.01 s more would exceed the limit of 1 s"),
