@@ -164,6 +164,8 @@ def run_validate(args: argparse.Namespace) -> int:
 
         files = {"weights": args.weights, "units": args.units, "lora": args.lora}
         _print_report(validate_bundle(bundle.path, args.checkpoint, **files, progress=tell))
+    elif args.weights or args.units or args.lora:
+        raise ValueError("--weights, --units and --lora need --checkpoint")
     return 0
 
 

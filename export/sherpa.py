@@ -84,6 +84,8 @@ def supported_graphs(
     of `source` suit neither, the UnsupportedError says why.
     """
     config, where = manifest.model, f"{source}: sherpa-onnx"
+    if config.static is not None:
+        raise UnsupportedError(f"{where}: graphs of fixed shape: convert the source bundle")
     features = manifest.features
     computed = FeatureConfig(sample_rate=features.sample_rate, num_mel_bins=features.num_mel_bins)
     for name, value in asdict(computed).items():

@@ -33,6 +33,8 @@ def find_bundle(name: str | os.PathLike[str] | None) -> Path:
         BundleError: the demo model or the client is not installed, or the repository or revision does not exist or
             cannot be reached.
     """
+    if name is not None and not os.fspath(name):
+        raise BundleError("the name of the bundle is empty")
     if name is not None and os.fspath(name) != DEMO:
         folder = Path(name)
         return _fetched(str(name)) if is_repository(str(name)) and not folder.exists() else folder

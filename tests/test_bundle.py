@@ -111,6 +111,9 @@ def test_a_large_file_has_digests_of_its_blocks(tmp_path, monkeypatch):
     edit_manifest(folder, lambda content: content["files"]["encoder.onnx"]["blocks"].pop())
     with pytest.raises(BundleError, match=r"encoder\.onnx: blocks must be 3 digests for 7 bytes, got 2"):
         Bundle.open(folder)
+    edit_manifest(folder, lambda content: content["files"]["encoder.onnx"].update(size=10**30))
+    with pytest.raises(BundleError, match=r"encoder\.onnx: blocks must be .* for 10{30} bytes, got 2"):
+        Bundle.open(folder)
 
 
 @pytest.mark.parametrize("name", ["../a", "/etc/a", "a/b", "..", "", "a\\b", "C:x", "a\x00b", "a.", "a ", "nul.onnx"])

@@ -56,9 +56,11 @@ def test_a_bad_file_does_not_stop_the_others_and_the_library_is_silent(bundle, c
     (["--num-left-chunks", "4"], "--num-left-chunks needs --chunk-size or --stream"),
     (["-f", "events", "-o", "x"], "-f events is for stdout: leave out --output"),
     (["-f", "vtt", "b.wav"], "to write vtt for several recordings, name a folder with --output"),
+    (["-o", "talk.SRT", "b.wav"], "talk.SRT: is a single file, but there are 2 recordings: name a folder"),
     (["-o", "talk.srt", "b.wav"], "talk.srt: is a single file, but there are 2 recordings: name a folder"),
     (["-o", "a.wav/out"], "out: cannot be written: "),
     (["--model", "."], "bundle.json: missing"),
+    (["--model", ""], "the name of the bundle is empty"),
     (["--model", "CHECKPOINT"], "is a WeNet checkpoint, not a bundle: run 'u2moe export CHECKPOINT BUNDLE' first"),
 ])  # fmt: skip
 def test_errors_are_one_line(bundle, golden_checkpoint, clips, capsys, monkeypatch, arguments, message):

@@ -91,6 +91,8 @@ def test_streams_that_are_closed_or_full(bundle, recognizer, clips, redirection,
     else:
         assert (done.returncode, done.stderr.splitlines()[0]) == (1, b"u2moe: error: " + told)
         assert b"Exception ignored" not in done.stderr
+        words = ["sh", "-c", f'exec "$0" -m u2moe --help {redirection}', sys.executable]
+        assert subprocess.run(words, stderr=subprocess.PIPE, check=True).stderr == b""
 
 
 def test_a_reader_that_goes_away_is_no_traceback(bundle, clips):

@@ -237,6 +237,8 @@ def test_commands_and_large_weights_beside_the_graph(small_bundle, golden_checkp
     ):
         assert main(command) == 0
         assert message in capsys.readouterr().out
+    assert main(["validate", out, "--weights", "avg_30.pt"]) == 1
+    assert "--weights, --units and --lora need --checkpoint" in capsys.readouterr().err
     bundle, graphs = Bundle.open(out), ("encoder.onnx", "decoder.onnx", "features.onnx")
     assert set(bundle.manifest.files) == {*small_bundle.manifest.files, *(f"{graph}.data" for graph in graphs)}
     features = np.random.default_rng(2).normal(8, 2, (100, 80)).astype(np.float32)

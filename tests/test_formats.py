@@ -132,6 +132,11 @@ def test_times_are_exact(ms):
     assert format_transcript(said, "tsv").splitlines()[1].split("\t")[0] == str(ms)
 
 
+def test_the_arrow_of_times_is_not_in_a_text():
+    for file_format in ("srt", "vtt"):
+        assert format_transcript(transcript(segment(("A-->B", 0.0, 1.0))), file_format).count("-->") == 1
+
+
 def test_the_work_grows_as_the_length(monkeypatch):
     """Each word can begin only subtitles of up to 7 s, which contain 28 words."""
     letters = [(chr(0x4E00 + i % 50), i * 0.25, i * 0.25 + 0.2) for i in range(4_800)]

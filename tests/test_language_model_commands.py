@@ -173,11 +173,12 @@ def test_recordings_that_are_encoded_once_give_what_a_recogniser_gives(recording
 @pytest.mark.slow
 def test_the_command_tunes_on_a_list(bundle, clips, capsys, arpa):
     (clips / "dev.tsv").write_text("a.wav\tA B\nmissing.wav\tA\n", encoding="utf-8-sig")  # as Notepad writes it
-    assert lm("tune", clips / "dev.tsv", "--lm", arpa, "--model", bundle.path) == 0
+    assert lm("tune", clips / "dev.tsv", "--lm", f"{arpa},weight=0.9", "--model", bundle.path) == 0
     out, err = capsys.readouterr()
     assert out.startswith(f"--lm {arpa},weight=")
+    assert out.count(",weight=") == 1
     found = language_model_options(out.split()[1])
-    assert found.weight in FIRST_GRID["weight"]
+    assert found.weight in (0.9, *FIRST_GRID["weight"])
     assert found.rescoring_weight in SECOND_GRID["rescoring_weight"]
     assert "missing.wav" in err
     assert "no language model" in err

@@ -138,6 +138,8 @@ def test_a_track_is_chosen(tmp_path):
     np.testing.assert_allclose(part, SPEECH[8000:16000], atol=1e-4)
     with pytest.raises(AudioError, match=r"a\.mkv: .* 2 does not exist: the file has 0 \(eng, flac\), 1 \(deu, flac\)"):
         read_audio(file, RATE, track=2)
+    with pytest.raises(AudioError, match="audio track x does not exist"):
+        read_audio(file, RATE, track="x")
     soundfile.write(tmp_path / "a.wav", SPEECH, RATE)
     assert len(read_audio(tmp_path / "a.wav", RATE, track=0)) == len(SPEECH)
     with pytest.raises(AudioError, match=r"a\.wav: .* audio track 1 does not exist"):

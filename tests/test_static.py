@@ -10,11 +10,12 @@ import pytest
 from feeding import OPTIONS, feed, feed_together
 from static_damage import DAMAGED_SHAPES, damaged
 
-from u2moe.export import convert_static
+from u2moe.export import convert_bundle, convert_static, export_sherpa
 from u2moe.export.profiles import folding
 from u2moe.export.profiles.calibration import damage
 from u2moe.export.profiles.conversion import session_of
 from u2moe.export.profiles.folding import OPERATORS, check_fixed
+from u2moe.export.profiles.graphs import PROFILES
 from u2moe.quantize.smoothing import rewritten_bundle
 from u2moe.runtime import Bundle, DecodingOptions, Recognizer
 from u2moe.runtime.bundle.mixture import Mixture
@@ -121,7 +122,12 @@ def test_what_cannot_have_a_fixed_shape(bundle, quantized, folder, exported, tmp
         assert not (tmp_path / "static").exists()
 
     refused(quantized("int8").path, "quantization: weights are .*int8.*needs a float32 bundle")
-    refused(folder, r"model\.static: this bundle already has a fixed shape")
+    refused(folder, r"model\.static: graphs of fixed shape: convert the source bundle")
+    for profile in PROFILES:
+        with pytest.raises(UnsupportedError, match="fixed shape"):
+            convert_bundle(folder, tmp_path / "static", profile)
+    with pytest.raises(UnsupportedError, match="fixed shape"):
+        export_sherpa(folder, tmp_path / "static")
     refused(bundle.path, "num_left_chunks must be", num_left_chunks=0)
     refused(bundle.path, "chunk_size must be at least 1", chunk_size=0)
     refused(bundle.path, "qdq requires recordings", qdq=True)

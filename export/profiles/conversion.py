@@ -95,7 +95,7 @@ def convert_bundle(
     """
     if profile not in PROFILES:
         raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}")
-    opened = Bundle.open(bundle)
+    opened = open_source(bundle)
     if Path(out).resolve() == opened.path.resolve():
         raise UnsupportedError(f"{opened.path}: cannot convert a bundle in place: choose another folder")
     marker = MANIFEST_FILE if profile == "ort" else TOKENS_FILE
@@ -185,6 +185,14 @@ def _feeds(graph: str, bundle: Bundle, before: Feeds) -> Feeds:
         for cache in config.caches:
             feeds[cache.name] = np.zeros((cache.num_blocks, 1, *cache.shape), np.float32)
     return feeds
+
+
+def open_source(bundle: str | os.PathLike[str]) -> Bundle:
+    """Open a bundle to convert it. Raises UnsupportedError if its graphs have a fixed shape."""
+    opened = Bundle.open(bundle)
+    if opened.manifest.model.static is not None:
+        raise UnsupportedError(f"{opened.path}: model.static: graphs of fixed shape: convert the source bundle")
+    return opened
 
 
 def session_of(

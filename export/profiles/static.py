@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from u2moe.export.comparison import Array, ParityReport, compared, parity_features
 from u2moe.export.profiles.calibration import damage, recognised, write_qdq, write_samples
-from u2moe.export.profiles.conversion import ONE_FILE_LIMIT, Conversion, session_of
+from u2moe.export.profiles.conversion import ONE_FILE_LIMIT, Conversion, open_source, session_of
 from u2moe.export.profiles.folding import OPSET, check_fixed
 from u2moe.export.profiles.static_graph import StaticGraph, decoder_graph
 from u2moe.runtime.bundle.contract import Tensor
@@ -75,7 +75,7 @@ def convert_static(
     """
     if qdq and not recordings:
         raise ValueError("qdq requires recordings")
-    opened = Bundle.open(bundle)
+    opened = open_source(bundle)
     if Path(out).resolve() == opened.path.resolve():
         raise UnsupportedError(f"{opened.path}: cannot convert a bundle in place: choose another folder")
     config = opened.manifest.model
@@ -112,8 +112,6 @@ def convert_static(
 def _form(bundle: Bundle, chunk_size: int, num_left_chunks: int) -> StaticForm:
     """Run all checks that need no graph; return a `StaticForm` without the fields that the graph determines."""
     config, where = bundle.manifest.model, f"{bundle.path}: model"
-    if config.static is not None:
-        raise UnsupportedError(f"{where}.static: this bundle already has a fixed shape; convert its source bundle")
     if bundle.manifest.quantization:
         formats = bundle.manifest.quantization.get("groups")
         raise UnsupportedError(

@@ -32,10 +32,10 @@ def as_samples(samples: npt.ArrayLike) -> Samples:
     except (ValueError, TypeError, RuntimeError) as error:  # the last two are of PyTorch
         raise AudioError(f"samples are not an array: {error}") from error
     if array.ndim != 1:
-        raise AudioError(f"samples must have one axis, got shape {array.shape}: mix the channels first")
+        raise AudioError(f"samples must be of one channel, with one axis, got shape {array.shape}")
     if array.size == 0:
         return np.zeros(0, np.float32)
-    if array.dtype == np.int16:
+    if array.dtype.newbyteorder("=") == np.int16:
         return array.astype(np.float32) / np.float32(32768)
     if array.dtype.kind != "f":
         raise AudioError(f"samples must be float32 in [-1, 1] or int16, got {array.dtype}")

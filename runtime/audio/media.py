@@ -108,7 +108,7 @@ class MediaFile:
         tracks = self._container.streams.audio
         if not tracks:
             raise AudioError("contains no audio track")
-        if track is not None and not 0 <= track < len(tracks):
+        if track is not None and track not in range(len(tracks)):
             known = ", ".join(f"{index} ({_describe(item)})" for index, item in enumerate(tracks))
             raise AudioError(f"audio track {track} does not exist: the file has {known}")
         found = tracks[track] if track is not None else self._container.streams.best("audio") or tracks[0]

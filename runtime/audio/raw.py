@@ -97,7 +97,8 @@ class RawFile:
         num_bytes = len(content) // frame * frame
         self._rest = content[num_bytes:]
         samples = np.frombuffer(content[:num_bytes], self._kind).reshape(-1, self.channels)
-        return samples.astype(np.float32) * np.float32(self._scale)
+        with np.errstate(invalid="ignore"):  # values that are not numbers are an error later
+            return samples.astype(np.float32) * np.float32(self._scale)
 
     def _read_some(self, num_bytes: int) -> bytes:
         """Wait until bytes are available, and read at most `num_bytes`. Returns no bytes at the end."""

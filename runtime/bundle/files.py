@@ -27,7 +27,7 @@ class FileDigest:
     blocks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        expected = len(range(0, self.size, BLOCK))
+        expected = -(-self.size // BLOCK)  # rounded up
         if len(self.blocks) not in (0, expected):
             raise ValueError(f"blocks must be {expected} digests for {self.size} bytes, got {len(self.blocks)}")
 

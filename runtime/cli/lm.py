@@ -109,7 +109,8 @@ def run_tune(args: argparse.Namespace) -> int:
         tuned += fusion.SECOND_GRID
     weights = [f"{name}={getattr(best, name):g}" for name in tuned if hasattr(best, name)]
     penalty = f" --blank-penalty {decoding.blank_penalty:g}" if decoding.blank_penalty else ""
-    print_result(f"--lm {','.join([args.lm, *weights])}{penalty}\n")
+    given = [part for part in args.lm.split(",") if part.partition("=")[0] not in tuned]
+    print_result(f"--lm {','.join([*given, *weights])}{penalty}\n")
     return 0
 
 

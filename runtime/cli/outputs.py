@@ -80,7 +80,7 @@ def make_output(path: Path | None, file_format: str | None, inputs: Sequence[Inp
     or `EVENTS`. None: the format that the suffix of `path` names, or else `default`. Raise ValueError if the format
     cannot contain several recordings, or several have one output file, and OSError if the folder cannot be written.
     """
-    suffix = "" if path is None or path.is_dir() else path.suffix.removeprefix(".")
+    suffix = "" if path is None or path.is_dir() else path.suffix.removeprefix(".").lower()
     if path is not None and suffix in FORMATS:
         if len(inputs) > 1:
             raise ValueError(f"{path}: is a single file, but there are {len(inputs)} recordings: name a folder")

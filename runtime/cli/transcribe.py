@@ -79,7 +79,7 @@ def _raw_format(text: str) -> Callable[..., RawAudio]:
 
 
 def run_transcribe(args: argparse.Namespace) -> int:
-    """Recognise every recording. Raise ValueError if options contradict each other or would have no effect."""
+    """Recognise every recording. Raise ValueError if options contradict each other."""
     if args.format == EVENTS and args.output:
         raise ValueError(f"-f {EVENTS} is for stdout: leave out --output")
     if args.vad and args.stream:

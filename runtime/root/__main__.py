@@ -12,7 +12,7 @@ def main() -> int:
     if sys.argv[1:] in ([], ["-h"], ["--help"]):
         try:
             print(help_text(), flush=True)
-        except BrokenPipeError:  # the reader, such as `head`, has closed the pipe; avoid an error of Python at exit
+        except OSError:  # the reader, such as `head`, has closed the pipe, or the disk is full; avoid an error at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     is_usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else the caller ignores or handles it

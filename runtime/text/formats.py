@@ -236,7 +236,8 @@ def _json(content: Transcript | Result, **more: str) -> str:
 
 def _srt(transcript: Transcript, _name: str, options: SubtitleOptions | None) -> str:
     return "\n".join(
-        f"{number}\n{_clock(cue.start_ms, ',')} --> {_clock(cue.end_ms, ',')}\n" + "\n".join(cue.lines) + "\n"
+        f"{number}\n{_clock(cue.start_ms, ',')} --> {_clock(cue.end_ms, ',')}\n"
+        + "\n".join([*cue.lines, ""]).replace("-->", "->")
         for number, cue in enumerate(make_cues(transcript.segments, options), start=1)
     )
 
