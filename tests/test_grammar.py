@@ -137,6 +137,8 @@ def test_each_phrase_is_one_event(tmp_path, capsys):
 
 
 DOUBLED = [f"<{'a' * n}> = <{'a' * (n + 1)}> (a | b) <{'a' * (n + 1)}>" for n in range(1, 20)]
+TWICE = [f"<{'a' * n}> = <{'a' * (n + 1)}> | <{'a' * (n + 1)}>" for n in range(1, 60)]
+OPTIONAL = [f"<{'a' * n}> = [<{'a' * (n + 1)}>] [<{'a' * (n + 1)}>]" for n in range(1, 20)]
 BAD = {
     "a list of phrases, got 'a'": "a",
     "found no phrase, expected at least one": ["[unk]"],
@@ -154,7 +156,9 @@ BAD = {
     "found more than 100 nested brackets or slots": ["(" * 101 + "a" + ")" * 101],
     "slot <x>: found two definitions, expected one": ["<x>", "<x> = a", "<x> = b"],
     "phrase 'a z': the vocabulary has no 'z'": ["b", "a z"],
-    "found 262144 characters up to here, expected fewer": ["<a>", *DOUBLED, f"<{'a' * 20}> = a"],
+    "found 262144 characters, 681583 steps, expected fewer": ["<a>", *DOUBLED, f"<{'a' * 20}> = a"],
+    "found 3 characters, 2097153 steps, expected fewer": ["<a>", *TWICE, f"<{'a' * 60}> = a"],
+    "found 4083 characters, 2098171 steps, expected fewer": ["<a>", *OPTIONAL, f"<{'a' * 20}> = a"],
 }  # fmt: skip
 
 

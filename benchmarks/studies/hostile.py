@@ -4,10 +4,8 @@
 
 docs/results/serving.md explains the method. Rounds without and under attack alternate, since the machine's speed
 drifts; the median round of each counts. The rounds of an attack are saved immediately, and later runs skip it.
-Attackers run in a separate process. Each attack has its own API key, which allows eight streams. --cores are the
-server's cores: start this script with `taskset` on other cores. In "slower", a busy process starts there when all
-speakers are accepted; in "slower, lower priority" at nice 10. The controls keep the clients' cores busy, or add
-streams, instead. If other programs are running, start this script with nice -n -15.
+--cores are the server's cores: start this script with `taskset` on other cores. In "slower", a busy process starts
+there when all speakers are accepted. If other programs are running, start this script with nice -n -15.
 """
 
 import argparse

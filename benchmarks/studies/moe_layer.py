@@ -2,9 +2,7 @@
 
     python -m u2moe.benchmarks.studies.moe_layer [--narrow]
 
-docs/results/speed.md explains the method. Random weights spread tokens evenly, which is the worst case. The lower bound
-on a layer's time is the larger of two times: the time to read the weights of experts that get a token, and the time to
-compute all products. Both times use the rates that kernels reach in the same run.
+docs/results/speed.md explains the method. Random weights spread tokens evenly, which is the worst case.
 """
 
 import statistics

@@ -4,10 +4,8 @@
         [--search-graph FILE]
 
 docs/results/serving.md explains the method. Servers run on --cores: start this script with `taskset` on other cores.
-The result for each number of speakers is saved immediately, and later runs do not measure it again. A number that fails
-is tried once more, because other machines on the host may have interfered. After a second failure, larger numbers are
-skipped. Finally, our server runs with the capacity that it measured, alternately with as many speakers and with four
-times as many. FOLDER keeps the installation of sherpa-onnx and its graphs.
+Each result is saved immediately, and later runs do not measure it again. A number of speakers that fails is tried once
+more, because other machines on the host may have interfered. FOLDER keeps sherpa-onnx and its graphs.
 """
 
 import argparse

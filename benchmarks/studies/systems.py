@@ -2,8 +2,7 @@
 
     python -m u2moe.benchmarks.studies.systems WORK [--groups clips streaming full] [--prepare]
 
-docs/results/systems.md and speed.md explain the method. Each recogniser is a process on one core, with an environment
-below WORK. It processes all recordings twice, and only the second time counts. Recognisers of a group take turns.
+docs/results/systems.md and speed.md explain the method. WORK contains the environments of the recognisers.
 """
 
 import sys

@@ -19,9 +19,9 @@ REST_PENALTY, REST_COST = 0.5, 3.0
 """Costs of `[unk]`. Its log-probability in a frame is that of the most probable token except blank, minus
 `REST_PENALTY`. `REST_COST` is subtracted each time an `[unk]` begins. A phrase between other words has one `[unk]`
 before it and one after it."""
-MOST_PLACES = 1 << 18
-"""Maximum number of places, which bounds memory. A place is a character of a phrase; phrases share places where they
-begin alike."""
+MOST_PLACES, MOST_STEPS = 1 << 18, 1 << 21
+"""Maximum number of places, which bounds memory, and of steps, which bounds time. A place is a character of a phrase;
+phrases share places where they begin alike. A step is a word, slot or bracket, or the way from one place to another."""
 MIN_TOKENS = 32
 """Number of the grammar's tokens to consider in each frame; the beam size if that is larger."""
 _MAX_STATES = 1 << 16
@@ -50,6 +50,7 @@ class PhraseGraph:
     vocabulary's last id; None: other words are not allowed. `vocabulary` includes `rest`. `tokens` are the ids of the
     blank and of all tokens that may be part of a phrase, in ascending order; `word_starts` those that begin a word.
     `num_choices` counts places that follow another by the same character as an earlier one; they cost time in a search.
+    `num_places` counts all places.
 
     Raises GrammarError if the grammar is too large, a slot is undefined or contains itself, or a phrase may be empty or
     has characters that the vocabulary lacks.
@@ -68,13 +69,14 @@ class PhraseGraph:
         self._arcs: list[dict[str, list[int]]] = [{}]
         self._single = {_ROOT}  # places with a single predecessor
         self._ends: set[int] = set()
-        self.num_choices = 0
+        self.num_choices = self._num_steps = 0
         for line, expression in grammar.phrases.items():
             what = f"grammar: phrase {line!r:.80}"
             ends = self._add(expression, frozenset((_ROOT,)), (), what)
             if _ROOT in ends:
                 raise GrammarError(f"{what}: can be empty, expected at least one word")
             self._ends |= ends
+        self.num_places = len(self._arcs)
         self._states: dict[tuple[frozenset[int], bool, bool], PhraseState] = {}
         root = frozenset((_ROOT,))
         self.start = PhraseState(self._after(root, WORD_BOUNDARY), is_apart=True, accepts=True)
@@ -171,6 +173,7 @@ class PhraseGraph:
         for alternative in expression:
             reached = places
             for item in alternative:
+                self._count(1, what)
                 if not isinstance(item, str):
                     reached = self._add(item, reached, (*within, ""), what)
                 elif not item.startswith("<"):
@@ -188,11 +191,10 @@ class PhraseGraph:
 
     def _add_word(self, word: str, places: frozenset[int], what: str) -> frozenset[int]:
         for character in WORD_BOUNDARY + word:
+            self._count(len(places), what)
             arcs = [self._arcs[place].setdefault(character, []) for place in places]
             shared = [each for each in arcs[0] if each in self._single] if len(arcs) == 1 else []
             if not shared:
-                if len(self._arcs) >= MOST_PLACES:
-                    raise GrammarError(f"{what}: found {MOST_PLACES} characters up to here, expected fewer")
                 shared = [len(self._arcs)]
                 self._arcs.append({})
                 self._single.update(shared * (len(arcs) == 1))
@@ -201,6 +203,11 @@ class PhraseGraph:
                     self.num_choices += len(each) > 1
             places = frozenset(shared[:1])
         return places
+
+    def _count(self, number: int, what: str) -> None:
+        self._num_steps += number
+        if self._num_steps > MOST_STEPS or len(self._arcs) >= MOST_PLACES:
+            raise GrammarError(f"{what}: found {len(self._arcs)} characters, {self._num_steps} steps, expected fewer")
 
     def _spelled(self, text: str, what: str) -> tuple[str, ...]:
         """Return the words of a text, spelled with the characters of the vocabulary."""

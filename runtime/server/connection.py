@@ -22,7 +22,7 @@ from u2moe.runtime.server.service import Service, Slot
 from u2moe.runtime.server.transport import charged
 from u2moe.runtime.text.vocabulary import join_texts
 
-_HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")  # a surrogate's JSON escape; unpaired, UTF-8 cannot encode it
+_DOUBTFUL = re.compile(r"\\u[dD][89a-fA-F]|[eE]\+?\d{3}|\d{300}")  # surrogates, maybe unpaired; maybe infinite numbers
 _MAX_COMMAS = 10_000  # in JSON: 1 MB of values blocks the event loop for 7 ms; 1000 hotwords need a few thousand commas
 _MAX_TEXT = 1 << 20  # characters of a text message: several seconds of audio in base64, or a thousand hotwords
 _LEAST_AUDIO = 0.01  # least audio of a live client, as a share of real time: 0.6 s per minute, about one chunk
@@ -170,8 +170,8 @@ def parse_object(message: str | bytes, *, may_be_binary: bool = False) -> dict[s
         if (num_commas := text.count(",")) > _MAX_COMMAS:
             raise RequestError(f"JSON may have at most {_MAX_COMMAS} commas, got {num_commas}")
         value = json.loads(text, parse_constant=int)  # fails for NaN and Infinity, which are not JSON
-        if _HALF_CHARACTER.search(text):
-            json.dumps(value, ensure_ascii=False).encode()
+        if _DOUBTFUL.search(text):
+            json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:
         raise RequestError("invalid JSON: half of a surrogate pair") from None
     except (ValueError, RecursionError) as error:

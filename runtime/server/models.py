@@ -33,7 +33,7 @@ _SHARE = 0.35
 for other programs, which may later take up to half of the processor time."""
 _MEASURED_STREAMS, _MEASURED_S, _MEASURED_HOTWORDS = 8, 4.0, 1000
 _MOST_WEIGHTS = 4  # most weights of a language model in use besides the default; each takes as much memory as the model
-_MOST_CHOICES = 10_000  # in a grammar; 380,000, of optional letters, took 60 times the work of a plain stream
+_MOST_CHOICES, _MOST_PLACES = 10_000, 30_000  # in a grammar; 380,000 and 229,000 took 60 times the work and 107 MB
 _LEFT_CHUNKS = 4  # left context of live streams in chunks; it limits the memory and time of a stream
 _SEPARATORS = re.compile(r"[,;\n\r\u3001\uff0c\uff1b]+")
 _EDGES = " \t.!?\"'()[]:\u3002"
@@ -145,8 +145,10 @@ class ServedModel:
         if "grammar" in changes:
             with refusing("grammar"):  # builds and caches the grammar outside the event loop
                 stream = await in_thread(partial(self.recognizer.create_stream, options, hotwords=words))
-                if stream.state.grammar is not None and stream.state.grammar.num_choices > _MOST_CHOICES:
-                    raise ValueError(f"a grammar may have at most {_MOST_CHOICES} ways to go on after its characters")
+                graph = stream.state.grammar
+                if graph and (graph.num_choices > _MOST_CHOICES or graph.num_places > _MOST_PLACES):
+                    most = f"{_MOST_PLACES} characters, with its slots, and {_MOST_CHOICES} ways to go on after them"
+                    raise ValueError(f"a grammar may have at most {most}")
         return options, words
 
     def cost(self, options: DecodingOptions, hotwords: ContextGraph | None) -> float:

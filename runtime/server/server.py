@@ -70,18 +70,14 @@ class Server:
             ws_max_size=options.limits.message_bytes,
             ws_ping_interval=_PING_S,
             ws_ping_timeout=None,  # pongs may wait behind audio; the idle timeout finds clients that have disconnected
-            ws_per_message_deflate=False,
-            lifespan="off",
-            log_config=None,
+            ws_per_message_deflate=False, lifespan="off", log_config=None, access_log=False, server_header=False,
             log_level="critical",  # lower levels report errors of clients; the application logs internal errors
-            access_log=False,
-            server_header=False,
             proxy_headers=options.is_behind_proxy,
             forwarded_allow_ips=["*"] if options.socket_file else list(options.forwarded_allow_ips),
             timeout_graceful_shutdown=_GRACE_S,
-            ssl_certfile=options.tls_certificate,
-            ssl_keyfile=options.tls_key,
-        )
+            timeout_keep_alive=60,  # `check` is earlier, and knows of data that must wait
+            ssl_certfile=options.tls_certificate, ssl_keyfile=options.tls_key,
+        )  # fmt: skip
         self._config.load()  # takes a tenth of a second, so not when the server already says that it is ready
         self._uvicorn = uvicorn.Server(self._config)
         self._stopping = asyncio.Event()

@@ -207,7 +207,7 @@ class PacedConnection(asyncio.BufferedProtocol):
                     self._fail(IdleError("the client reads too little"))
                 self._transport.abort()
             self._unread = now, size
-        has_left = self._has_ended and self._request is not None and not self._is_whole
+        has_left = self._has_ended and self._request is not None and not (self._is_whole or self._is_answered)
         if not (self._transport.is_closing() or self._transport.is_reading()):  # asyncio would not notice a reset
             tcp: socket.socket = self._transport.get_extra_info("socket")
             has_left = has_left or bool(tcp.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
@@ -223,7 +223,7 @@ class PacedConnection(asyncio.BufferedProtocol):
         is_http = scope["type"] == "http"
         self._deadline, self._num_open, self._open_s = math.inf, 0, 0.0
         self._request = scope if is_http else None
-        self._is_whole = self._is_answered = False
+        self._is_whole, self._is_answered = scope.get("method") == "GET", False
 
         async def take() -> Message:
             message = await receive()
@@ -232,7 +232,9 @@ class PacedConnection(asyncio.BufferedProtocol):
             return message
 
         async def answer(message: Message) -> None:
-            if is_http and self._is_closing:  # uvicorn has already answered an invalid request
+            if self._is_closing:  # uvicorn has already answered an invalid request or message
+                if not is_http:
+                    raise ConnectionResetError
                 await asyncio.sleep(0)  # lets uvicorn notice that nothing more will be sent
                 return
             if message["type"] in ANSWERS:

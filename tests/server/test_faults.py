@@ -166,10 +166,13 @@ def test_damaged_frames_and_uploads_that_are_cut_at_any_point(server):
         with server.connect() as client:
             client.websocket.socket.sendall(garbage)
             assert client.close_code() == 1002
-    with server.connect() as client:
-        client.websocket.socket.sendall(b"\x81\x81\0\0\0\0\xff")  # text that is not UTF-8
-        assert client.close_code() == 1007
+    num_faults = server.metric("failures", "recognition")
+    for before in (b"", b"\x81\x82\0\0\0\0{}"):
+        with server.connect() as client:
+            client.websocket.socket.sendall(before + b"\x81\x81\0\0\0\0\xff")  # text that is not UTF-8
+            assert client.close_code() == 1007
     server.wait_until_empty()
+    assert server.metric("failures", "recognition") == num_faults  # these count faults of the server
 
 
 def test_a_client_that_leaves_while_its_file_is_recognised(running, held, talk, capfd):

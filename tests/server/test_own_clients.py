@@ -216,6 +216,7 @@ def test_settings_may_change_between_turns(client, speech, expected):
     (r'{"type": "nothing", "event_id": "\ud83d"}', "surrogate"),
     ('{"event_id": [[1]]}', "unknown event type None"),  # an answer with 972 lists failed
     ('{"event_id": NaN}', "invalid JSON"),  # was echoed, and answers were not JSON
+    ('{"event_id": 1e999}', "invalid JSON"),
     ({"type": "response.create"}, "unknown event type 'response.create'"),
     ({"type": "input_audio_buffer.commit"}, "nothing to commit"),
     ({"type": "input_audio_buffer.append"}, "must be a base64 string"),

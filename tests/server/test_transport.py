@@ -168,6 +168,21 @@ def test_who_sends_no_more_gets_the_answers_of_all_requests(server, pause_s):
             assert b"".join(iter(lambda: plain.recv(10_000), b"")).count(b"HTTP/1.1 200 OK") == 5
 
 
+def test_who_sends_no_more_and_reads_slowly_gets_the_whole_answer(server):
+    def read(is_half_closed):
+        with server.open_plain() as plain:
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 15)
+            plain.sendall(b"GET /u2moe/core.wasm HTTP/1.1\r\nHost: localhost\r\n\r\n" * 11)
+            plain.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            if is_half_closed:
+                plain.shutdown(socket.SHUT_WR)
+                time.sleep(2.5)  # connections are checked once a second
+            return b"".join(iter(lambda: plain.recv(1 << 20), b""))
+
+    assert read(is_half_closed=True).count(b"HTTP/1.1 200 OK") == read(is_half_closed=False).count(b"HTTP/1.1 200 OK")
+    assert server.server._config.timeout_keep_alive > 30  # uvicorn would close connections whose data must wait
+
+
 def test_who_sends_no_more_is_not_kept_after_an_error(server, monkeypatch):
     monkeypatch.setattr("u2moe.runtime.server.transport._CLOSE_S", 1000.0)
     close = PacedConnection.close

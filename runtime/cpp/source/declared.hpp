@@ -14,8 +14,8 @@ constexpr double kHotwordWeight = 1.5, kMostHotwordWeight = 100;
 constexpr std::size_t kLongestHotword = 200;
 constexpr float kRestPenalty = 0.5F;
 constexpr double kRestCost = 3.0;
-constexpr std::size_t kMinGrammarTokens = 32, kMostPlaces = 262144;
-constexpr std::size_t kLongestGrammarLine = 20000;
+constexpr std::size_t kMinGrammarTokens = 32, kLongestGrammarLine = 20000;
+constexpr std::size_t kMostPlaces = 262144, kMostSteps = 2097152;
 
 enum class Search { kDefault, kAttentionRescoring, kCtcPrefixBeam, kCtcGreedy, kAttention };
 struct SearchName {

@@ -191,6 +191,7 @@ class PhraseGraph {
         continue;
       }
       is_empty = false;
+      if (!places.empty() && part != U")" && part != U"]") count(1, what);
       if (part == U"(" || part == U"[") {
         within.emplace_back();
         Places after = ends_of(parts, place, part == U"(" ? U")" : U"]", reached, within, what);
@@ -229,6 +230,12 @@ class PhraseGraph {
     places.erase(std::unique(places.begin(), places.end()), places.end());
   }
 
+  void count(std::size_t number, const std::string& what) {
+    num_steps_ += number;
+    if (num_steps_ <= kMostSteps && arcs_.size() < kMostPlaces) return;
+    fail(what + ": found " + std::to_string(arcs_.size()) + " characters, " + std::to_string(num_steps_) + " steps, expected fewer");
+  }
+
   void add_place(bool is_single) {
     arcs_.emplace_back();
     is_single_.push_back(is_single);
@@ -239,15 +246,13 @@ class PhraseGraph {
     for (const std::u32string& word : symbols_.spelled<GrammarError>(text, is_spaceless, "grammar: " + what)) {
       words_of_phrases_.insert(word);
       for (const char32_t character : kWordBoundary + word) {
+        count(places.size(), what);
         const auto [first, last] = arcs(places[0], character);
         const auto single = std::find_if(first, last, [&](const auto& arc) { return places.size() == 1 && is_single_[arc.second]; });
         auto next = static_cast<char32_t>(arcs_.size());
         if (single != last) {
           next = single->second;
         } else {
-          if (next >= kMostPlaces) {
-            fail(what + ": found " + std::to_string(kMostPlaces) + " characters up to here, expected fewer");
-          }
           for (const std::size_t each : places) arcs_[each].insert(arcs(each, character).second, {character, next});
           add_place(places.size() == 1);
         }
@@ -383,6 +388,7 @@ class PhraseGraph {
   std::vector<std::array<std::uint64_t, 2>> heads_;      // by token: bit of its first character, and the same in a hypothesis that is apart
   std::vector<float> parts_, words_, starts_;            // by token: kAny if it may be in phrases, in other words, or begin these, else -kAny
   std::size_t num_tokens_ = 0;                           // in phrases, and `rest`
+  std::size_t num_steps_ = 0;                            // of the search for places, which bounds the time
   std::vector<Arcs> arcs_;                               // by place
   std::vector<bool> is_single_, is_end_;                 // by place: whether only one arc leads to it; whether a phrase ends
 };
