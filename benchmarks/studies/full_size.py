@@ -2,8 +2,7 @@
 
     python -m u2moe.benchmarks.studies.full_size FOLDER [--prepare]
 
-docs/results/speed.md explains the method. FOLDER receives bundles with random weights (`random_models`) if they are
-missing. --prepare only makes the bundles. A search on random probabilities would not be representative.
+docs/results/speed.md explains the method. FOLDER receives missing bundles with random weights (`random_models`).
 """
 
 import functools

@@ -4,8 +4,7 @@
 
 docs/results/serving.md explains the method. Rounds without and under attack alternate, since the machine's speed
 drifts; the median round of each counts. The rounds of an attack are saved immediately, and later runs skip it.
---cores are the server's cores: start this script with `taskset` on other cores. In "slower", a busy process starts
-there when all speakers are accepted. If other programs are running, start this script with nice -n -15.
+--cores are the server's: start this script with `taskset` on other cores, and with nice -n -15 on a busy machine.
 """
 
 import argparse

@@ -101,7 +101,7 @@ constexpr std::size_t kLongestHotword = {context.LONGEST_PHRASE};
 constexpr float kRestPenalty = {phrases.REST_PENALTY}F;
 constexpr double kRestCost = {phrases.REST_COST};
 constexpr std::size_t kMinGrammarTokens = {phrases.MIN_TOKENS}, kLongestGrammarLine = {grammar.LONGEST_LINE};
-constexpr std::size_t kMostPlaces = {phrases.MOST_PLACES}, kMostSteps = {phrases.MOST_STEPS};
+constexpr std::size_t kMostPlaces = {phrases.MOST_PLACES}, kMostSteps = {grammar.MOST_STEPS};
 
 enum class Search {{ kDefault, {", ".join(searches.values())} }};
 struct SearchName {{

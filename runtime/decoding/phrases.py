@@ -19,9 +19,9 @@ REST_PENALTY, REST_COST = 0.5, 3.0
 """Costs of `[unk]`. Its log-probability in a frame is that of the most probable token except blank, minus
 `REST_PENALTY`. `REST_COST` is subtracted each time an `[unk]` begins. A phrase between other words has one `[unk]`
 before it and one after it."""
-MOST_PLACES, MOST_STEPS = 1 << 18, 1 << 21
-"""Maximum number of places, which bounds memory, and of steps, which bounds time. A place is a character of a phrase;
-phrases share places where they begin alike. A step is a word, slot or bracket, or the way from one place to another."""
+MOST_PLACES = 1 << 18
+"""Maximum number of places, which bounds memory. A place is a character of a phrase; phrases share places where they
+begin alike."""
 MIN_TOKENS = 32
 """Number of the grammar's tokens to consider in each frame; the beam size if that is larger."""
 _MAX_STATES = 1 << 16
@@ -69,7 +69,7 @@ class PhraseGraph:
         self._arcs: list[dict[str, list[int]]] = [{}]
         self._single = {_ROOT}  # places with a single predecessor
         self._ends: set[int] = set()
-        self.num_choices = self._num_steps = 0
+        self.num_choices, self._num_steps, self._most_steps = 0, 0, grammar.most_steps
         for line, expression in grammar.phrases.items():
             what = f"grammar: phrase {line!r:.80}"
             ends = self._add(expression, frozenset((_ROOT,)), (), what)
@@ -206,7 +206,7 @@ class PhraseGraph:
 
     def _count(self, number: int, what: str) -> None:
         self._num_steps += number
-        if self._num_steps > MOST_STEPS or len(self._arcs) >= MOST_PLACES:
+        if self._num_steps > self._most_steps or len(self._arcs) >= MOST_PLACES:
             raise GrammarError(f"{what}: found {len(self._arcs)} characters, {self._num_steps} steps, expected fewer")
 
     def _spelled(self, text: str, what: str) -> tuple[str, ...]:

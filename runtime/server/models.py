@@ -33,6 +33,7 @@ _SHARE = 0.35
 for other programs, which may later take up to half of the processor time."""
 _MEASURED_STREAMS, _MEASURED_S, _MEASURED_HOTWORDS = 8, 4.0, 1000
 _MOST_WEIGHTS = 4  # most weights of a language model in use besides the default; each takes as much memory as the model
+_MOST_STEPS = 1 << 17  # of a grammar; they take 0.1 s of the thread that all clients share
 _MOST_CHOICES, _MOST_PLACES = 10_000, 30_000  # in a grammar; 380,000 and 229,000 took 60 times the work and 107 MB
 _LEFT_CHUNKS = 4  # left context of live streams in chunks; it limits the memory and time of a stream
 _SEPARATORS = re.compile(r"[,;\n\r\u3001\uff0c\uff1b]+")
@@ -144,8 +145,7 @@ class ServedModel:
         options = replace(default, **changes)
         if "grammar" in changes:
             with refusing("grammar"):  # builds and caches the grammar outside the event loop
-                stream = await in_thread(partial(self.recognizer.create_stream, options, hotwords=words))
-                graph = stream.state.grammar
+                graph = (await in_thread(partial(self.recognizer.create_stream, options, hotwords=words))).state.grammar
                 if graph and (graph.num_choices > _MOST_CHOICES or graph.num_places > _MOST_PLACES):
                     most = f"{_MOST_PLACES} characters, with its slots, and {_MOST_CHOICES} ways to go on after them"
                     raise ValueError(f"a grammar may have at most {most}")
@@ -186,7 +186,7 @@ class ServedModel:
         if self._is_greedy:
             raise RequestError("a grammar needs beam search, which this server does not use", "grammar")
         with refusing("grammar"):
-            grammar = Grammar(lines=value)
+            grammar = Grammar(lines=value, most_steps=_MOST_STEPS)
         if len(self.shortened(grammar.lines)) < len({*grammar.lines}):
             most = f"{self._limits.hotwords} phrases, {self._limits.hotword_letters} characters in total"
             told = f"a grammar may have at most {most} and {LONGEST_PHRASE} characters per phrase"

@@ -18,8 +18,8 @@ UNKNOWN = "[unk]"
 """In a grammar, the line that allows any other words. In texts, the word that represents them."""
 LONGEST_LINE = 20_000
 """Longest line in characters."""
-MOST_NESTED = 100
-"""Deepest nesting of brackets and slots."""
+MOST_NESTED, MOST_STEPS = 100, 1 << 21
+"""Deepest nesting of brackets and slots, and default of `Grammar.most_steps`."""
 
 Expression = tuple[tuple[Any, ...], ...]
 """Alternatives, each a sequence of words, slots ("<number>") and nested alternatives."""
@@ -36,6 +36,7 @@ class Grammar:
     Attributes:
         lines: phrases, definitions of slots ("<name> = one | two"), and "[unk]" to allow other words. In a phrase,
             "(a | b)" are alternatives, "[a]" is optional, and "<name>" is a slot.
+        most_steps: maximum work: words, slots, brackets, and ways from one character to the next; about 1 us each.
         phrases: the parsed phrases, by line.
         slots: the parsed definitions of slots, by name ("<name>").
         has_rest: whether other words are allowed.
@@ -45,6 +46,7 @@ class Grammar:
     """
 
     lines: tuple[str, ...]
+    most_steps: int = field(default=MOST_STEPS, repr=False, compare=False)
     phrases: dict[str, Expression] = field(init=False, repr=False, compare=False)
     slots: dict[str, Expression] = field(init=False, repr=False, compare=False)
     has_rest: bool = field(init=False, repr=False, compare=False)

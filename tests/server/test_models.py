@@ -168,7 +168,7 @@ def test_slots_do_not_multiply_the_work_of_the_server(server):
         ("<a{next}> | <a{next}>", "steps, expected fewer"),
         ("[<a{next}>] [<a{next}>]", "steps, expected fewer"),
     ):
-        depth = 15 if "30000" in told else 40
+        depth = 14 if "30000" in told else 40
         slots = [f"<a{number}> = {line.format(next=number + 1)}" for number in range(depth)]
         with server.connect() as client:
             client.tell(grammar=["<a0>", *slots, f"<a{depth}> = A"])
