@@ -56,7 +56,7 @@ def test_a_bad_file_does_not_stop_the_others_and_the_library_is_silent(bundle, c
     (["--num-left-chunks", "4"], "--num-left-chunks needs --chunk-size or --stream"),
     (["-f", "events", "-o", "x"], "-f events is for stdout: leave out --output"),
     (["-f", "vtt", "b.wav"], "to write vtt for several recordings, name a folder with --output"),
-    (["-o", "talk.SRT", "b.wav"], "talk.SRT: is a single file, but there are 2 recordings: name a folder"),
+    *((["-o", name, "b.wav"], f"{name}: is a single file") for name in ("talk.SRT", "talk.TextGrid", "talk.textgrid")),
     (["-o", "talk.srt", "b.wav"], "talk.srt: is a single file, but there are 2 recordings: name a folder"),
     (["-o", "a.wav/out"], "out: cannot be written: "),
     (["--model", "."], "bundle.json: missing"),

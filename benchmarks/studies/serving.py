@@ -4,8 +4,7 @@
         [--search-graph FILE]
 
 docs/results/serving.md explains the method. Servers run on --cores: start this script with `taskset` on other cores.
-Each result is saved immediately, and later runs do not measure it again. A number of speakers that fails is tried once
-more, because other machines on the host may have interfered. FOLDER keeps sherpa-onnx and its graphs.
+Each result is saved immediately, and later runs do not measure it again. FOLDER keeps sherpa-onnx and its graphs.
 """
 
 import argparse

@@ -81,10 +81,11 @@ def make_output(path: Path | None, file_format: str | None, inputs: Sequence[Inp
     cannot contain several recordings, or several have one output file, and OSError if the folder cannot be written.
     """
     suffix = "" if path is None or path.is_dir() else path.suffix.removeprefix(".").lower()
-    if path is not None and suffix in FORMATS:
+    named = next((name for name in FORMATS if name.lower() == suffix), None)
+    if path is not None and named is not None:
         if len(inputs) > 1:
             raise ValueError(f"{path}: is a single file, but there are {len(inputs)} recordings: name a folder")
-        return _Folder(path.parent, file_format or suffix, inputs, file=path)
+        return _Folder(path.parent, file_format or named, inputs, file=path)
     file_format = file_format or default
     if path is not None:
         return _Folder(path, file_format, inputs)
