@@ -58,8 +58,8 @@ def lower_precision(model: SpeechModel) -> None:
     for module in model.modules():
         if isinstance(module, MixtureOfExperts):
             module.gate.float()
-    # twice as fast on CPUs; torch's type stubs omit this signature
-    model.encoder.embed.conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # twice as fast on CPUs; the type stubs of older versions of torch omit this signature
+    model.encoder.embed.conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload, unused-ignore]
 
 
 @dataclass(frozen=True)

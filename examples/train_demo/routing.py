@@ -132,14 +132,14 @@ def mixture(layer: MixtureOfExperts, x: Tensor, real: Tensor) -> Tensor:
     experts = logits.detach().topk(layer.num_experts_per_token, dim=0).indices
     counts = torch.bincount(experts.flatten(), minlength=len(layer.experts))
     if layer.training:
-        logits = AddedLoss.apply(logits, LOAD_WEIGHT * load_loss(logits, counts))  # type: ignore[no-untyped-call]
+        logits = AddedLoss.apply(logits, LOAD_WEIGHT * load_loss(logits, counts))  # type: ignore[no-untyped-call, unused-ignore]
     shares = logits.gather(0, experts).softmax(0).to(x.dtype)
     place, rows = places(experts, counts)
     layers = cast("list[DenseFeedForward]", list(layer.experts))
     parts = [
         part for expert in layers for part in (expert.w_1.weight, expert.w_1.bias, expert.w_2.weight, expert.w_2.bias)
     ]
-    output = ExpertSum.apply(tokens, shares, place, rows, layers[0].activation, *parts)  # type: ignore[no-untyped-call]
+    output = ExpertSum.apply(tokens, shares, place, rows, layers[0].activation, *parts)  # type: ignore[no-untyped-call, unused-ignore]
     return torch.zeros_like(flat).index_copy(0, numbers, output).view(x.shape)
 
 
